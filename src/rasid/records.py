@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,33 +73,49 @@ class Article(BaseModel):
         return self.model_dump_json(exclude_none=True)
 
 
-def check_article(article: Article, ontology: Ontology | None = None) -> list[str]:
-    """Every problem of an article, in words; empty where it is sound. Types are checked where an ontology is given."""
-    problems: list[str] = []
+def find_problems(article: Article, ontology: Ontology | None = None) -> list[tuple[Entity | Relation, str]]:
+    """List every problem of an article with the entity or relation that has it, so that a reader can name its line.
+
+    Types are checked where an ontology is given.
+    """
+    problems: list[tuple[Entity | Relation, str]] = []
     by_id: dict[str, Entity] = {}
-    length = len(article.text)
     for e in article.entities:
         name = f"entity {e.id} [{e.start}, {e.end}) «{e.text}»"
         if e.id in by_id:
-            problems.append(f"{name}: id used twice; give each entity of an article its own id")
+            problems.append((e, f"{name}: id used twice; give each entity of an article its own id"))
         by_id[e.id] = e
-        if not 0 <= e.start < e.end <= length:
-            problems.append(f"{name}: outside of the text, which has {length} characters; expected 0 <= start < end <= {length}")
-        elif article.text[e.start : e.end] != e.text:
-            found = article.text[e.start : e.end]
-            problems.append(f"{name}: the text has «{found}» there; offsets count code points, not bytes or UTF-16 units")
-        elif PARAGRAPH_BREAK in e.text:
-            problems.append(f"{name}: crosses a paragraph break; split it")
+        problems.extend((e, f"{name}: {problem}") for problem in _check_span(e, article.text))
         if ontology is not None and e.type not in ontology.entity_types:
-            problems.append(f"{name}: unknown type {e.type}; the ontology has {', '.join(ontology.entity_types)}")
-    in_order = sorted(article.entities, key=lambda e: (e.start, e.end))
-    for a, b in pairwise(in_order):
-        if b.start < a.end:
-            problems.append(f"entities {a.id} [{a.start}, {a.end}) and {b.id} [{b.start}, {b.end}) overlap; spans are flat: keep one")
+            known = ", ".join(ontology.entity_types)
+            problems.append((e, f"{name}: unknown type {e.type}; the ontology has {known}"))
+    reach: Entity | None = None  # the entity so far that ends last
+    for e in sorted(article.entities, key=lambda e: (e.start, e.end)):
+        if reach is not None and e.start < reach.end:
+            both = f"entities {reach.id} [{reach.start}, {reach.end}) and {e.id} [{e.start}, {e.end})"
+            problems.append((e, f"{both} overlap; spans are flat: keep one"))
+        if reach is None or e.end > reach.end:
+            reach = e
     seen: set[tuple[str, str, str]] = set()
     for r in article.relations:
-        problems.extend(_check_relation(r, article, by_id, ontology, seen))
+        problems.extend((r, problem) for problem in _check_relation(r, article, by_id, ontology, seen))
     return problems
+
+
+def check_article(article: Article, ontology: Ontology | None = None) -> list[str]:
+    """Every problem of an article, in words; empty where it is sound. Types are checked where an ontology is given."""
+    return [problem for _, problem in find_problems(article, ontology)]
+
+
+def _check_span(e: Entity, text: str) -> list[str]:
+    length = len(text)
+    if not 0 <= e.start < e.end <= length:
+        return [f"outside of the text, which has {length} characters; expected 0 <= start < end <= {length}"]
+    if (found := text[e.start : e.end]) != e.text:
+        return [f"the text has «{found}» there; offsets count code points, not bytes or UTF-16 units"]
+    if PARAGRAPH_BREAK in e.text:
+        return ["crosses a paragraph break; split it"]
+    return []
 
 
 def _check_relation(
@@ -121,7 +136,8 @@ def _check_relation(
         if rule is None:
             problems.append(f"{name}: unknown type; the ontology has {', '.join(ontology.relation_names)}")
         elif not rule.allows(head.type, tail.type):
-            problems.append(f"{name}: the ontology does not let {r.type} join {head.type} «{head.text}» to {tail.type} «{tail.text}»")
+            joined = f"{head.type} «{head.text}» to {tail.type} «{tail.text}»"
+            problems.append(f"{name}: the ontology does not let {r.type} join {joined}")
         elif rule.symmetric:
             ends = min(ends), max(ends)
     if (r.type, *ends) in seen:
@@ -139,7 +155,8 @@ def parse_article(line: str, where: str, ontology: Ontology | None = None) -> Ar
     try:
         article = Article.model_validate_json(line)
     except ValidationError as error:
-        raise DataError(f"{where}: not an article record: {describe(error)}; expected id, text, entities, relations") from error
+        found = describe(error)
+        raise DataError(f"{where}: not an article record: {found}; expected id, text, entities, relations") from error
     if problems := check_article(article, ontology):
         raise DataError("\n".join(f"{where}: {problem}" for problem in problems))
     return article
@@ -160,7 +177,8 @@ def read_articles(path: str | Path, ontology: Ontology | None = None) -> Iterato
                     continue
                 article = parse_article(line, f"{path}:{number}", ontology)
                 if article.id in ids:
-                    raise DataError(f"{path}:{number}: id {article.id} is that of line {ids[article.id]} too; ids must be unique")
+                    other = ids[article.id]
+                    raise DataError(f"{path}:{number}: id {article.id} is that of line {other} too; ids must be unique")
                 ids[article.id] = number
                 yield article
     except UnicodeDecodeError as error:

@@ -1,0 +1,160 @@
+"""Run configs: typed, with defaults, read from YAML with `key=value` overrides. A config file holds only what differs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml import YAMLError
+
+from rasid.errors import ConfigError
+from rasid.settings import TextSettings
+
+Positive = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """Corpora, JSONL. Relative paths count from the working directory."""
+
+    train: tuple[Path, ...] = (Path("data/train.jsonl"),)
+    dev: Path = Path("data/dev.jsonl")
+    test: Path | None = Path("data/test.jsonl")
+
+
+class TokenizerConfig(_Section):
+    """Options of the base's tokenizer.
+
+    Attributes:
+        do_lower_case: Passed on where given; `BertTokenizer` needs `false` to leave Arabic letters alone.
+        special_tokens: Tokens of its vocabulary that are never split, such as AraBERT's placeholders.
+    """
+
+    do_lower_case: bool | None = None
+    special_tokens: tuple[str, ...] = ()
+
+
+class HeadConfig(_Section):
+    """Sizes of the heads; see `rasid.model`."""
+
+    dropout: Ratio = 0.1
+    relation_size: Annotated[int, Field(ge=4)] = 256
+    relation_layers: Annotated[int, Field(ge=0)] = 1
+    context_heads: Annotated[int, Field(ge=1)] = 4
+
+
+class TrainingConfig(_Section):
+    """Optimisation.
+
+    Attributes:
+        epochs: Passes over the training corpus.
+        batch_size: Windows per step and device.
+        encoder_learning_rate: Peak learning rate of the encoder.
+        head_learning_rate: Peak learning rate of the heads.
+        weight_decay: AdamW's, for matrices only.
+        warmup: Share of the steps with a rising learning rate; a cosine falls over the rest.
+        clip: Largest gradient norm.
+        patience: Evaluations on dev without a better one before training stops.
+        precision: `auto` takes bfloat16 where the processor or GPU computes in it.
+        workers: Processes that prepare batches.
+    """
+
+    epochs: Positive = 10
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    encoder_learning_rate: Positive = 1.2e-4
+    head_learning_rate: Positive = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Ratio = 0.1
+    clip: Positive = 1.0
+    patience: Annotated[int, Field(ge=1)] = 4
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class ExportConfig(_Section):
+    """Export.
+
+    Attributes:
+        max_drop: Most that strict dev F1 of entities or of relations may fall by quantisation, in points of 100.
+    """
+
+    max_drop: Positive = 0.5
+
+
+class RunConfig(_Section):
+    """One training run.
+
+    Attributes:
+        name: Name of the model, on its card.
+        base: `compact`, a hub id, or a local checkpoint folder.
+        output: Folder of the run.
+        ontology: YAML file of types.
+        seed: Of initialisation, order and dropout.
+        max_proclitic: Most proclitic letters cut off an entity's first word.
+    """
+
+    name: str = "rasid"
+    base: str = "compact"
+    output: Path = Path("runs/compact")
+    ontology: Path = Path("data/ontology.yaml")
+    seed: int = 13
+    max_proclitic: Annotated[int, Field(ge=0, le=8)] = 2
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    text: TextSettings = TextSettings()
+    heads: HeadConfig = HeadConfig()
+    training: TrainingConfig = TrainingConfig()
+    export: ExportConfig = ExportConfig()
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included."""
+        return str(OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json"))))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run config.
+
+    Args:
+        path: YAML file.
+        overrides: `key=value` with dotted keys, such as `training.epochs=3` or `data.train=[a.jsonl,b.jsonl]`.
+
+    Raises:
+        ConfigError: for a missing or broken file, an unknown key (with the nearest known one) or a bad value.
+    """
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such config; those of this project are in configs/") from error
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if bad := [o for o in overrides if "=" not in o]:
+        raise ConfigError(f"override {bad[0]!r}: expected key=value, such as training.epochs=3")
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{path} with {list(overrides)}: {error}") from error
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        problems = [_problem(e["loc"], e["type"], e["msg"]) for e in error.errors()]
+        raise ConfigError("\n".join(f"{path}: {p}" for p in problems)) from error
+
+
+def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(str(part) for part in loc)
+    if kind != "extra_forbidden":
+        return f"{key}: {message}"
+    from difflib import get_close_matches
+
+    section: type[BaseModel] = RunConfig
+    for part in loc[:-1]:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+    known = list(section.model_fields)
+    near = get_close_matches(str(loc[-1]), known, n=1)
+    return f"unknown key {key}; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}")

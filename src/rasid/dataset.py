@@ -1,0 +1,204 @@
+"""Training examples: one per window, with labels; and the collator that makes batches of them."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from rasid.decoding import Ints, Span, candidate_pairs, tag_words
+from rasid.encoding import Encoding, TextEncoder
+from rasid.errors import DataError
+from rasid.inference import word_span
+from rasid.model import IGNORED
+from rasid.records import Article, Entity
+from rasid.schema import Ontology
+from rasid.settings import ModelSettings
+from rasid.text import proclitic_cuts
+
+logger = logging.getLogger(__name__)
+
+Example = dict[str, Any]
+
+
+@dataclass
+class Losses:
+    """Gold annotations that no output of the model can equal; they count as misses in every score."""
+
+    entities: int = 0
+    relations: int = 0
+    total_entities: int = 0
+    total_relations: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entities} of {self.total_entities} entities and {self.relations} of {self.total_relations} relations "
+            "cannot be predicted (they begin or end within a word, or their ends are further apart than a window)"
+        )
+
+
+def build_dataset(articles: Iterable[Article], encoder: TextEncoder, settings: ModelSettings) -> tuple[Dataset, Losses]:
+    """All windows of a corpus as a dataset, and what of its annotation the model cannot express.
+
+    Raises:
+        DataError: if the corpus holds no window.
+    """
+    losses = Losses()
+    rows = [row for article in articles for row in window_examples(article, encoder, settings, losses)]
+    if not rows:
+        raise DataError("the training corpus holds no text")
+    return Dataset.from_list(rows), losses
+
+
+def window_examples(article: Article, encoder: TextEncoder, settings: ModelSettings, losses: Losses) -> Iterator[Example]:
+    """The windows of one annotated article, with word-level labels.
+
+    Each has `input_ids` [S], `word_pieces` [W], `tags` [W], `proclitics` [W], `entities` [E, 3] (first word, last word,
+    type), `links` [N, 3] (head, tail, relation; indices of entities in the window), and `length` = S.
+    """
+    ontology = settings.ontology
+    encoding = encoder.encode(article.text)
+    spans, cuts = _labels(article, encoding, settings, losses)
+    links = [
+        (r.head, r.tail, ontology.relation_names.index(r.type))
+        for r in close_groups(article, ontology)
+        if r.head in spans and r.tail in spans
+    ]
+    held: set[tuple[str, str, int]] = set()
+    for window in encoding.windows:
+        first, after = window.words
+        inside = [i for i, s in spans.items() if first <= s.first and s.last < after]
+        position = {i: n for n, i in enumerate(inside)}
+        here = [link for link in links if link[0] in position and link[1] in position]
+        held.update(here)
+        proclitics = np.full(after - first, IGNORED, dtype=np.int64)
+        for i in inside:
+            proclitics[spans[i].first - first] = cuts[i]
+        yield {
+            "input_ids": window.input_ids,
+            "word_pieces": window.word_pieces,
+            "tags": tag_words([spans[i] for i in inside], window.words),
+            "proclitics": proclitics,
+            "entities": [[spans[i].first - first, spans[i].last - first, spans[i].type] for i in inside],
+            "links": [[position[h], position[t], r] for h, t, r in here],
+            "length": len(window.input_ids),
+        }
+    gold = {(r.head, r.tail, ontology.relation_names.index(r.type)) for r in article.relations}
+    losses.total_relations += len(gold)
+    losses.relations += len(gold - held)
+
+
+def _labels(
+    article: Article, encoding: Encoding, settings: ModelSettings, losses: Losses
+) -> tuple[dict[str, Span], dict[str, int]]:
+    """Word span and proclitic length of each entity that can be labelled, by id, in text order."""
+    spans: dict[str, Span] = {}
+    cuts: dict[str, int] = {}
+    used = -1
+    for e in sorted(article.entities, key=lambda e: e.start):
+        losses.total_entities += 1
+        try:
+            span = word_span(e, encoding.words, settings.ontology)
+        except DataError:  # no word at all, such as a lone direction mark
+            losses.entities += 1
+            continue
+        cut = _proclitic_length(e, article.text, encoding.words, span, settings)
+        if cut is None or encoding.words[span.last, 1] != e.end:
+            losses.entities += 1
+        if span.first <= used:
+            continue  # shares a word with the entity before
+        used = span.last
+        spans[e.id], cuts[e.id] = span, cut or 0
+    return spans, cuts
+
+
+def _proclitic_length(e: Entity, text: str, words: Ints, span: Span, settings: ModelSettings) -> int | None:
+    begin, end = words[span.first].tolist()
+    possible = proclitic_cuts(text[begin:end], settings.ontology.proclitics, settings.max_proclitic)
+    return possible.index(e.start - begin) if e.start - begin in possible else None
+
+
+def close_groups(article: Article, ontology: Ontology) -> list[Any]:
+    """The article's relations, with those of transitive types closed: every pair of a group is linked, earlier one first.
+
+    Which chain joins a group is a matter of layout; that two mentions name the same thing is what the text says.
+    """
+    order = {e.id: n for n, e in enumerate(sorted(article.entities, key=lambda e: e.start))}
+    transitive = {name for name, rule in ontology.relation_types.items() if rule.transitive}
+    result = [r for r in article.relations if r.type not in transitive]
+    for name in transitive:
+        group: dict[str, set[str]] = {}
+        template = None
+        for r in article.relations:
+            if r.type == name:
+                template = r
+                merged = group.get(r.head, {r.head}) | group.get(r.tail, {r.tail})
+                group.update(dict.fromkeys(merged, merged))
+        for members in {frozenset(g) for g in group.values()}:
+            ranked = sorted(members, key=order.__getitem__)
+            result += [
+                template.model_copy(update={"head": a, "tail": b})  # type: ignore[union-attr]
+                for n, a in enumerate(ranked)
+                for b in ranked[n + 1 :]
+            ]
+    return sorted(result, key=lambda r: (order[r.head], order[r.tail], r.type))
+
+
+class Collator:
+    """Joins examples to a batch: windows padded to the longest, entities and pairs of all windows in one list."""
+
+    def __init__(self, ontology: Ontology, pad_id: int):
+        self.ontology = ontology
+        self.pad_id = pad_id
+        self._symmetric = {i for i, r in enumerate(ontology.relation_names) if ontology.relation_types[r].symmetric}
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """See `RasidModel.forward` for the arrays and their shapes."""
+        entities: list[list[int]] = []
+        pairs: list[Ints] = [np.zeros((0, 2), dtype=np.int64)]
+        relations: list[np.ndarray] = [np.zeros((0, 2, len(self.ontology.relation_names)), dtype=np.float32)]
+        for window, example in enumerate(examples):
+            local, labels = self._pairs(example)
+            pairs.append(local + len(entities))
+            relations.append(labels)
+            entities += [[window, *e] for e in example["entities"]]
+        ids = [torch.as_tensor(e["input_ids"]) for e in examples]
+        return {
+            "input_ids": _pad(ids, self.pad_id),
+            "attention_mask": _pad([torch.ones_like(i) for i in ids], 0),
+            "word_pieces": _pad([torch.as_tensor(e["word_pieces"]) for e in examples], 0),
+            "tags": _pad([torch.as_tensor(e["tags"]) for e in examples], IGNORED),
+            "proclitics": _pad([torch.as_tensor(e["proclitics"]) for e in examples], IGNORED),
+            "entities": torch.tensor(entities, dtype=torch.int64).view(-1, 4),
+            "pairs": torch.from_numpy(np.concatenate(pairs)),
+            "relations": torch.from_numpy(np.concatenate(relations)),
+        }
+
+    def _pairs(self, example: Example) -> tuple[Ints, np.ndarray]:
+        """Candidate pairs [P, 2] of one window and their labels [P, 2, R]."""
+        spans = [Span(*e) for e in example["entities"]]
+        pairs = candidate_pairs(spans, self.ontology)
+        labels = np.zeros((len(pairs), 2, len(self.ontology.relation_names)), dtype=np.float32)
+        row = {(i, j): p for p, (i, j) in enumerate(pairs.tolist())}
+        for head, tail, relation in example["links"]:
+            p = row[min(head, tail), max(head, tail)]
+            labels[p, int(head > tail), relation] = 1.0
+            if relation in self._symmetric:
+                labels[p, :, relation] = 1.0
+        return pairs, labels
+
+
+def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+
+def label_counts(dataset: Dataset, ontology: Ontology) -> dict[str, int]:
+    """How many entities and relations of each type the examples hold."""
+    entities = Counter(ontology.entity_types[e[2]] for row in dataset["entities"] for e in row)
+    relations = Counter(ontology.relation_names[x[2]] for row in dataset["links"] for x in row)
+    return dict(entities + relations)

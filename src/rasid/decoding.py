@@ -1,0 +1,232 @@
+"""Model outputs to entities and relations: pure functions on arrays, the one decode path of evaluation and prediction.
+
+Letters of the shapes: W words, T IOB2 tags (`O`, then `B-`, `I-` of each entity type), K proclitic lengths (0 … K-1),
+E entities, P unordered pairs of entities, R relation types.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rasid.records import Entity, Relation
+from rasid.schema import Ontology
+from rasid.text import canonical_name, proclitic_cuts
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Span:
+    """An entity over words `first` to `last`, both inclusive; `type` is an index into the ontology's entity types."""
+
+    first: int
+    last: int
+    type: int
+
+
+def log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Natural-log probabilities over the last axis, in float64."""
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))  # type: ignore[no-any-return]
+
+
+def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Element-wise probabilities, in float64, without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))  # type: ignore[no-any-return]
+
+
+def allowed_transitions(tags: int) -> npt.NDArray[np.bool_]:
+    """bool [T + 1, T]: whether tag `j` may follow tag `i` under IOB2; row T is the start of a paragraph.
+
+    Tag 0 is `O`, odd ones are `B-`, even ones the `I-` of the tag before; `I-X` follows `B-X` or `I-X` only.
+    """
+    allowed = np.ones((tags + 1, tags), dtype=bool)
+    for inside in range(2, tags, 2):
+        allowed[:, inside] = False
+        allowed[[inside - 1, inside], inside] = True
+    return allowed
+
+
+def best_tags(log_probs: npt.NDArray[np.float64], allowed: npt.NDArray[np.bool_]) -> Ints:
+    """The most probable tag sequence [W] under IOB2 (Viterbi) out of log-probabilities [W, T].
+
+    The scores of legal transitions are equal, so where each word's best tag makes a legal sequence, it is the answer.
+    """
+    best = log_probs.argmax(-1)
+    before = np.concatenate([[log_probs.shape[1]], best[:-1]])
+    if allowed[before, best].all():
+        return best
+    penalty = np.where(allowed, 0.0, -np.inf)
+    score = log_probs[0] + penalty[-1]
+    back = np.empty(log_probs.shape, dtype=np.int64)
+    for w in range(1, len(log_probs)):
+        paths = score[:, None] + penalty[:-1]  # [T, T]
+        back[w] = paths.argmax(0)
+        score = paths[back[w], np.arange(len(score))] + log_probs[w]
+    path = [int(score.argmax())]
+    for w in range(len(log_probs) - 1, 0, -1):
+        path.append(int(back[w, path[-1]]))
+    return np.array(path[::-1], dtype=np.int64)
+
+
+def find_spans(tags: Ints, offset: int = 0) -> list[Span]:
+    """Entities of a legal tag sequence [W]; `offset` is added to their words."""
+    spans: list[Span] = []
+    for w, tag in enumerate(tags.tolist(), start=offset):
+        if tag % 2 == 1:
+            spans.append(Span(w, w, tag // 2))
+        elif tag:
+            spans[-1] = Span(spans[-1].first, w, spans[-1].type)
+    return spans
+
+
+def tag_words(spans: Sequence[Span], words: tuple[int, int]) -> Ints:
+    """IOB2 tag indices int64 [W] of the words `[first, after)` under entities that lie inside; inverse of `find_spans`."""
+    first, after = words
+    tags = np.zeros(after - first, dtype=np.int64)
+    for span in spans:
+        tags[span.first - first : span.last + 1 - first] = 2 * span.type + 2
+        tags[span.first - first] = 2 * span.type + 1
+    return tags
+
+
+def span_score(log_probs: npt.NDArray[np.float64], span: Span, start: int, stop: int) -> float:
+    """Probability of a span: that of its tags, and of the next word of its paragraph `[start, stop)` not going on."""
+    begin, inside = 2 * span.type + 1, 2 * span.type + 2
+    total = log_probs[span.first - start, begin] + log_probs[span.first - start + 1 : span.last - start + 1, inside].sum()
+    score = float(np.exp(total))
+    if span.last + 1 < stop:
+        score *= 1.0 - float(np.exp(log_probs[span.last + 1 - start, inside]))
+    return score
+
+
+def cut_proclitic(word: str, logits: Floats, proclitics: str) -> tuple[int, float]:
+    """`(offset, probability)` of the best cut of an entity's first word out of logits [K], among those that the word allows."""
+    cuts = proclitic_cuts(word, proclitics, longest=len(logits) - 1)
+    probs = np.exp(log_softmax(logits[: len(cuts)]))
+    best = int(probs.argmax())
+    return cuts[best], float(probs[best])
+
+
+def decode_entities(
+    text: str,
+    words: Ints,
+    paragraphs: Sequence[tuple[int, int]],
+    tag_logits: Floats,
+    proclitic_logits: Floats,
+    ontology: Ontology,
+) -> tuple[list[Span], list[Entity]]:
+    """Entities of an article in text order, ids `T1`, `T2`, …
+
+    Args:
+        text: The raw text.
+        words: int64 [W, 2], offsets of all its words.
+        paragraphs: Ranges of words; no entity crosses one.
+        tag_logits: float32 [W, T].
+        proclitic_logits: float32 [W, K].
+        ontology: Types and proclitics.
+    """
+    allowed = allowed_transitions(len(ontology.tags))
+    log_probs = log_softmax(tag_logits)
+    spans: list[Span] = []
+    entities: list[Entity] = []
+    for start, stop in paragraphs:
+        part = log_probs[start:stop]
+        for span in find_spans(best_tags(part, allowed), start):
+            begin, end = int(words[span.first, 0]), int(words[span.last, 1])
+            word = text[begin : int(words[span.first, 1])]
+            cut, cut_score = cut_proclitic(word, proclitic_logits[span.first], ontology.proclitics)
+            surface = text[begin + cut : end]
+            spans.append(span)
+            entities.append(
+                Entity(
+                    id=f"T{len(spans)}",
+                    type=ontology.entity_types[span.type],
+                    start=begin + cut,
+                    end=end,
+                    text=surface,
+                    score=round(span_score(part, span, start, stop) * cut_score, 4),
+                    normalized=canonical_name(surface, before=word[:cut]),
+                )
+            )
+    return spans, entities
+
+
+def candidate_pairs(spans: Sequence[Span], ontology: Ontology) -> Ints:
+    """int64 [P, 2]: index pairs `i < j` of entities that some relation may join in either direction."""
+    if len(spans) < 2:
+        return np.zeros((0, 2), dtype=np.int64)
+    types = np.array([s.type for s in spans])
+    first, second = np.triu_indices(len(spans), k=1)
+    anything = allowed_relations(ontology).any(-1)
+    anything |= anything.T
+    kept = anything[types[first], types[second]]
+    return np.stack([first[kept], second[kept]], axis=1).astype(np.int64)
+
+
+def allowed_relations(ontology: Ontology) -> npt.NDArray[np.bool_]:
+    """bool [types, types, R]: whether the relation may join a head of the first type to a tail of the second."""
+    names = ontology.entity_types
+    return np.array(
+        [[[ontology.allows(r, head, tail) for r in ontology.relation_names] for tail in names] for head in names], dtype=bool
+    ).reshape(len(names), len(names), len(ontology.relation_names))
+
+
+def decode_relations(
+    entities: Sequence[Entity], spans: Sequence[Span], pairs: Ints, logits: Floats, ontology: Ontology, threshold: float
+) -> list[Relation]:
+    """Relations whose probability reaches `threshold`, in order of head and tail.
+
+    Args:
+        entities: E entities in text order.
+        spans: The same as word spans.
+        pairs: int64 [P, 2], entity indices `i < j`.
+        logits: float32 [P, 2, R]; `[:, 0]` is `i → j`, `[:, 1]` is `j → i`.
+        ontology: Which relations may join what. Symmetric ones are read off the first direction.
+        threshold: Lowest probability.
+    """
+    if not len(pairs):
+        return []
+    types = np.array([s.type for s in spans])
+    symmetric = np.array([ontology.relation_types[r].symmetric for r in ontology.relation_names])
+    heads, tails = pairs, pairs[:, ::-1]  # [P, 2] each: the two directions
+    mask = allowed_relations(ontology)[types[heads], types[tails]]  # [P, 2, R]
+    mask[:, 1] &= ~symmetric
+    probs = sigmoid(logits)
+    found = []
+    for p, direction, r in np.argwhere(mask & (probs >= threshold)).tolist():
+        found.append((int(heads[p, direction]), int(tails[p, direction]), r, float(probs[p, direction, r])))
+    found = _as_chains(sorted(found), ontology)
+    return [
+        Relation(type=ontology.relation_names[r], head=entities[h].id, tail=entities[t].id, score=round(score, 4))
+        for h, t, r, score in sorted(found)
+    ]
+
+
+def _as_chains(found: list[tuple[int, int, int, float]], ontology: Ontology) -> list[tuple[int, int, int, float]]:
+    """Rewrite the links of each transitive relation as chains: each mention of a group linked to the next one.
+
+    Groups grow best-first (Ng and Cardie 2002, https://aclanthology.org/P02-1014): each mention joins the group of the
+    earlier mention it scores highest with, so that one wrong link does not merge two groups. A link of a chain that was
+    not found itself takes its later mention's best score.
+    """
+    transitive = {i for i, r in enumerate(ontology.relation_names) if ontology.relation_types[r].transitive}
+    result = [link for link in found if link[2] not in transitive]
+    for r in sorted(transitive):
+        score_of = {(h, t): score for h, t, relation, score in found if relation == r}
+        best: dict[int, tuple[float, int]] = {}  # mention -> best score, the earlier mention
+        for (h, t), score in score_of.items():
+            best[t] = max(best.get(t, (0.0, -1)), (score, h))
+        group: dict[int, int] = {}  # mention -> first mention of its group
+        last: dict[int, int] = {}  # first mention -> latest mention so far
+        for mention in sorted(best):
+            score, earlier = best[mention]
+            root = group[mention] = group.setdefault(earlier, earlier)
+            previous = last.get(root, root)
+            result.append((previous, mention, r, score_of.get((previous, mention), score)))
+            last[root] = mention
+    return result

@@ -1,0 +1,183 @@
+"""Run an extractor over gold articles and score what it finds."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rasid import report
+from rasid.errors import ConfigError, DataError
+from rasid.metrics import Confusion, Pair, Table, confusion, score_entities, score_relations, word_tags
+from rasid.records import Article
+from rasid.schema import OUTSIDE, Ontology
+from rasid.text import split_words
+
+LOG = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+ENTITIES_FILE = "entities.txt"
+CONFUSION_FILE = "confusion.png"
+ERRORS_FILE = "errors.html"
+SUMMARY_FILE = "report.md"
+
+
+class Extractor(Protocol):
+    """What evaluation needs of an extractor."""
+
+    @property
+    def ontology(self) -> Ontology:
+        """The types that it can predict."""
+
+    def pipe(self, texts: Iterable[str], /) -> Iterator[Article]:
+        """One article with predicted entities and relations for each text, in order."""
+
+    def relate(self, article: Article, /) -> Article:
+        """The article with the same entities and the relations predicted between them."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions next to gold, and their scores.
+
+    Attributes:
+        ontology: The types that were scored.
+        pairs: Gold and predicted article, in the order of the corpus.
+        entities: Exact span and type.
+        boundaries: Exact span, whatever the type.
+        relations: `boundaries` (offsets of both ends), `strict` (their types too) and `gold entities` (predicted between
+            gold entities, so that no entity error interferes); empty for an ontology without relations.
+        confusion: Which entity type became which.
+    """
+
+    ontology: Ontology
+    pairs: tuple[Pair, ...]
+    entities: Table
+    boundaries: Table
+    relations: dict[str, Table]
+    confusion: Confusion
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every score as plain data for JSON."""
+        return {
+            "articles": len(self.pairs),
+            "entities": {"exact": self.entities.to_dict(), "boundaries": self.boundaries.to_dict()},
+            "relations": {name: table.to_dict() for name, table in self.relations.items()},
+            "confusion": self.confusion.to_dict(),
+        }
+
+    def save(self, report_dir: str | Path) -> tuple[Path, ...]:
+        """Write scores, seqeval's report, confusion matrix, errors in context and a summary into a folder.
+
+        Everything is rendered before anything is written, so that a missing package leaves no half report.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ConfigError: if a package of the `train` extra is missing.
+        """
+        contents: dict[str, bytes] = {
+            METRICS_FILE: (json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n").encode(),
+            ENTITIES_FILE: word_report(self.pairs).encode(),
+            CONFUSION_FILE: report.render_confusion(self.confusion),
+            ERRORS_FILE: report.render_errors(self.pairs, self.ontology).encode(),
+            SUMMARY_FILE: report.render_summary(
+                len(self.pairs), self.entities, self.boundaries, self.relations
+            ).encode(),
+        }
+        folder = Path(report_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        return tuple(folder / name for name in contents)
+
+
+def evaluate(
+    extractor: Extractor,
+    articles: Iterable[Article],
+    ontology: Ontology,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Extract from the texts of gold articles and score the result.
+
+    Args:
+        extractor: Gets texts, and gold entities without their relations; never the gold answers.
+        articles: Gold articles, valid under `ontology`.
+        ontology: The types to score. Types that the extractor lacks are scored as misses, with a warning.
+        samples: Bootstrap samples of the intervals; 0 for none, as in training.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ConfigError: if the extractor predicts types that the ontology lacks.
+        DataError: if the extractor returns another number of articles or another text than it was given.
+    """
+    _check_types(extractor.ontology, ontology)
+    gold = tuple(articles)
+    found = list(extractor.pipe([article.text for article in gold]))
+    if len(found) != len(gold):
+        raise DataError(
+            f"the extractor returned {len(found)} articles for {len(gold)} texts; pipe() must return one each"
+        )
+    # An extractor that sees a text only makes up an id of its own.
+    pairs = tuple((g, p.model_copy(update={"id": g.id})) for g, p in zip(gold, found, strict=True))
+    relations = {}
+    if ontology.relation_types:
+        bare = [g.model_copy(update={"relations": ()}) for g in gold]
+        related = [(g, extractor.relate(b)) for g, b in zip(gold, bare, strict=True)]
+        relations = {
+            "boundaries": score_relations(pairs, ontology, typed=False, samples=samples, seed=seed),
+            "strict": score_relations(pairs, ontology, samples=samples, seed=seed),
+            "gold entities": score_relations(related, ontology, samples=samples, seed=seed),
+        }
+    return Evaluation(
+        ontology=ontology,
+        pairs=pairs,
+        entities=score_entities(pairs, ontology, samples=samples, seed=seed),
+        boundaries=score_entities(pairs, ontology, typed=False, samples=samples, seed=seed),
+        relations=relations,
+        confusion=confusion(pairs, ontology),
+    )
+
+
+def word_report(pairs: Iterable[Pair]) -> str:
+    """Seqeval's classification report on the IOB2 tags of words.
+
+    It is coarser than `score_entities`: a proclitic in or out of the span makes no difference to a word's tag. Gold entities
+    that share their only word with an earlier one leave no tag; the report ends with their number.
+
+    Raises:
+        ConfigError: if seqeval is not installed.
+    """
+    try:
+        from seqeval.metrics import classification_report
+        from seqeval.scheme import IOB2
+    except ImportError as error:
+        raise ConfigError("the entity report needs seqeval: pip install 'rasid[train]'") from error
+    gold_tags, predicted_tags, lost = [], [], 0
+    for gold, predicted in pairs:
+        if words := split_words(gold.text):
+            gold_tags.append(word_tags(words, gold.entities))
+            predicted_tags.append(word_tags(words, predicted.entities))
+            lost += len(gold.entities) - sum(tag.startswith("B-") for tag in gold_tags[-1])
+    if all(tag == OUTSIDE for tags in gold_tags + predicted_tags for tag in tags):
+        return "no entities, neither in gold nor predicted\n"
+    # Only mode="strict" with a scheme is strict: by default gold B-X against predicted I-X scores 1.0.
+    table = classification_report(gold_tags, predicted_tags, digits=4, mode="strict", scheme=IOB2, zero_division=0)
+    return f"{table}\ngold entities without a word of their own, not in this report: {lost}\n"
+
+
+def _check_types(predicted: Ontology, scored: Ontology) -> None:
+    for what, predicts, scores in (
+        ("entity types", predicted.entity_types, scored.entity_types),
+        ("relation types", predicted.relation_names, scored.relation_names),
+    ):
+        if unknown := sorted(set(predicts) - set(scores)):
+            raise ConfigError(
+                f"the extractor predicts {what} {unknown}, which the ontology lacks; it has {list(scores)}"
+            )
+        if lacking := sorted(set(scores) - set(predicts)):
+            LOG.warning("the extractor cannot predict the %s %s; gold ones count as misses", what, lacking)

@@ -1,0 +1,207 @@
+"""The extractor: text in, entities and relations out, on numpy and ONNX Runtime alone."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import onnxruntime as ort
+
+from rasid.decoding import (
+    Floats,
+    Ints,
+    Span,
+    candidate_pairs,
+    decode_entities,
+    decode_relations,
+    tag_words,
+)
+from rasid.encoding import Encoding, TextEncoder, Window
+from rasid.errors import DataError, ModelError
+from rasid.records import Article, Entity, check_text
+from rasid.schema import Ontology
+from rasid.settings import ENCODER_FILE, RELATIONS_FILE, ModelSettings, load_settings, shipped_model
+
+
+class Backend(Protocol):
+    """Runs the network on one window at a time.
+
+    One window, not a padded batch: dynamic quantisation scales activations over a whole batch, so that in a batch an
+    article's output would depend on its neighbours.
+    """
+
+    def encode(self, input_ids: Ints, word_pieces: Ints) -> tuple[Floats, Floats, Floats]:
+        """Tag logits [W, T], proclitic logits [W, K] and word states [W, H] of pieces [S] and word pieces [W]."""
+        ...
+
+    def relate(self, states: Floats, word_tags: Ints, entities: Ints, pairs: Ints) -> Floats:
+        """Logits [P, 2, R] out of states [W, H], tags [W], first and last words of entities [E, 2] and pairs [P, 2]."""
+        ...
+
+
+class OnnxBackend:
+    """A checkpoint's ONNX graphs in ONNX Runtime on the CPU."""
+
+    def __init__(self, model: Path, threads: int):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._encoder, self._relations = (_session(model / name, options) for name in (ENCODER_FILE, RELATIONS_FILE))
+
+    def encode(self, input_ids: Ints, word_pieces: Ints) -> tuple[Floats, Floats, Floats]:
+        """See `Backend`."""
+        tags, proclitics, states = self._encoder.run(None, {"input_ids": input_ids[None], "word_pieces": word_pieces[None]})
+        return tags[0], proclitics[0], states[0]
+
+    def relate(self, states: Floats, word_tags: Ints, entities: Ints, pairs: Ints) -> Floats:
+        """See `Backend`."""
+        inputs = {"states": states[None], "word_tags": word_tags[None], "entities": entities, "pairs": pairs}
+        logits: Floats = self._relations.run(None, inputs)[0]
+        return logits
+
+
+def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    if not path.is_file():
+        raise ModelError(f"{path}: missing, so this folder is not an exported model; make one with: rasid export CHECKPOINT FOLDER")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's exceptions share no public base
+        raise ModelError(f"{path}: ONNX Runtime cannot load it ({error}); copy the model again") from error
+
+
+class Extractor:
+    """Reads articles: `extractor(text)` gives one record, `extractor.pipe(texts)` one after another.
+
+    The output for a text does not depend on the texts around it.
+    """
+
+    def __init__(self, backend: Backend, encoder: TextEncoder, settings: ModelSettings):
+        self.backend = backend
+        self.encoder = encoder
+        self.settings = settings
+
+    @classmethod
+    def load(cls, model: str | Path | None = None, *, threads: int | None = None) -> Self:
+        """Load an exported model folder; the shipped one by default.
+
+        Args:
+            model: A folder with `config.json`, `tokenizer.json` and the two ONNX graphs.
+            threads: Threads of one window's pass; the processors that this process may use by default.
+
+        Raises:
+            ModelError: if the folder is missing, incomplete, broken or of another architecture.
+        """
+        folder = shipped_model() if model is None else Path(model)
+        settings = load_settings(folder)
+        encoder = TextEncoder.load(folder, settings.text)
+        return cls(OnnxBackend(folder, threads or len(os.sched_getaffinity(0))), encoder, settings)
+
+    @property
+    def ontology(self) -> Ontology:
+        """The types that the model knows."""
+        return self.settings.ontology
+
+    def __call__(self, text: str, *, id: str = "") -> Article:
+        """Entities and relations of one text, of any length.
+
+        Raises:
+            DataError: if the text holds a lone surrogate.
+        """
+        encoding = self.encoder.encode(check_text(text))
+        tag_logits = np.zeros((len(encoding.words), len(self.ontology.tags)), dtype=np.float32)
+        proclitic_logits = np.zeros((len(encoding.words), self.settings.max_proclitic + 1), dtype=np.float32)
+        states: list[Floats] = []
+        for window in encoding.windows:
+            tags, proclitics, window_states = self.backend.encode(window.input_ids, window.word_pieces)
+            start, stop = window.core
+            core = slice(start - window.words[0], stop - window.words[0])
+            tag_logits[start:stop], proclitic_logits[start:stop] = tags[core], proclitics[core]
+            states.append(window_states)
+        spans, entities = decode_entities(
+            text, encoding.words, encoding.paragraphs, tag_logits, proclitic_logits, self.ontology
+        )
+        return self._relate(Article(id=id, text=text, entities=tuple(entities)), spans, encoding, states)
+
+    def pipe(self, texts: Iterable[str]) -> Iterator[Article]:
+        """One article per text, in order; ids are empty."""
+        return map(self, texts)
+
+    def relate(self, article: Article) -> Article:
+        """The article with its own entities and predicted relations between them.
+
+        Raises:
+            DataError: if an entity's type is unknown to the model or an entity covers no word.
+        """
+        encoding = self.encoder.encode(article.text)
+        states = [self.backend.encode(w.input_ids, w.word_pieces)[2] for w in encoding.windows]
+        entities = sorted(article.entities, key=lambda e: e.start)
+        spans = [word_span(e, encoding.words, self.ontology) for e in entities]
+        return self._relate(article.model_copy(update={"entities": tuple(entities)}), spans, encoding, states)
+
+    def _relate(self, article: Article, spans: Sequence[Span], encoding: Encoding, states: Sequence[Floats]) -> Article:
+        pairs = _pairs_in_paragraphs(spans, encoding.paragraphs, self.ontology)
+        home = assign_windows(spans, pairs, encoding.windows)
+        logits = np.full((len(pairs), 2, len(self.ontology.relation_names)), -np.inf, dtype=np.float32)
+        for index, window in enumerate(encoding.windows):
+            chosen = np.flatnonzero(home == index)
+            if len(chosen):
+                logits[chosen] = self._relate_window(window, spans, pairs[chosen], states[index])
+        relations = decode_relations(
+            article.entities, spans, pairs, logits, self.ontology, self.settings.relation_threshold
+        )
+        return article.model_copy(update={"relations": tuple(relations)})
+
+    def _relate_window(self, window: Window, spans: Sequence[Span], pairs: Ints, states: Floats) -> Floats:
+        first, after = window.words
+        inside = [i for i, s in enumerate(spans) if first <= s.first and s.last < after]
+        position = {entity: n for n, entity in enumerate(inside)}
+        local = np.array([[position[i], position[j]] for i, j in pairs.tolist()], dtype=np.int64)
+        entities = np.array([[spans[i].first - first, spans[i].last - first] for i in inside], dtype=np.int64)
+        return self.backend.relate(states, tag_words([spans[i] for i in inside], window.words), entities, local)
+
+
+def word_span(entity: Entity, words: Ints, ontology: Ontology) -> Span:
+    """The words of `words` [W, 2] that an entity touches.
+
+    Raises:
+        DataError: if there are none, or the ontology lacks the entity's type.
+    """
+    if entity.type not in ontology.entity_types:
+        raise DataError(f"entity {entity.id}: the model does not know type {entity.type}; it has {', '.join(ontology.entity_types)}")
+    first = int(np.searchsorted(words[:, 1], entity.start, side="right"))
+    after = int(np.searchsorted(words[:, 0], entity.end, side="left"))
+    if after <= first:
+        raise DataError(f"entity {entity.id} [{entity.start}, {entity.end}) «{entity.text}» covers no word")
+    return Span(first, after - 1, ontology.entity_types.index(entity.type))
+
+
+def _pairs_in_paragraphs(spans: Sequence[Span], paragraphs: Sequence[tuple[int, int]], ontology: Ontology) -> Ints:
+    """Candidate pairs [P, 2] of each paragraph, as indices into all spans."""
+    starts = np.array([start for start, _ in paragraphs], dtype=np.int64)
+    owner = np.searchsorted(starts, [s.first for s in spans], side="right")
+    result = [np.zeros((0, 2), dtype=np.int64)]
+    for _, group in groupby(range(len(spans)), key=lambda i: int(owner[i])):
+        members = list(group)
+        result.append(candidate_pairs([spans[i] for i in members], ontology) + members[0])
+    return np.concatenate(result)
+
+
+def assign_windows(spans: Sequence[Span], pairs: Ints, windows: Sequence[Window]) -> Ints:
+    """int64 [P]: the window that scores each pair, the one in whose middle it stands; -1 where none holds both ends.
+
+    Ends further apart than a window are too far apart for the model to relate.
+    """
+    home = np.full(len(pairs), -1, dtype=np.int64)
+    if not len(pairs):
+        return home
+    bounds = np.array([[s.first, s.last] for s in spans], dtype=np.int64)
+    low, high = bounds[pairs[:, 0], 0], bounds[pairs[:, 1], 1]  # [P] each
+    room = np.full(len(pairs), -1, dtype=np.int64)
+    for index, window in enumerate(windows):
+        margin = np.minimum(low - window.words[0], window.words[1] - 1 - high)
+        better = margin > room
+        home[better], room[better] = index, margin[better]
+    return home

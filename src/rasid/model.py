@@ -1,0 +1,270 @@
+"""The model: one encoder pass, three heads.
+
+Letters of the shapes: B windows, S pieces, W words, H hidden size, T IOB2 tags, K proclitic lengths, E entities of the
+whole batch, P unordered pairs of entities, R relation types, D size of the relation scorer, G context heads.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from rasid.decoding import allowed_relations
+from rasid.settings import MODEL_TYPE, ModelSettings
+
+IGNORED = -100  # label of padding
+
+
+class RasidConfig(PreTrainedConfig):
+    """Config of a checkpoint: that of its encoder, the `ModelSettings`, and the sizes of the heads."""
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
+        dropout: float = 0.1,
+        relation_size: int = 256,
+        relation_layers: int = 1,
+        context_heads: int = 4,
+        **kwargs: Any,
+    ):
+        self.encoder = encoder
+        self.settings = settings
+        self.dropout = dropout
+        self.relation_size = relation_size
+        self.relation_layers = relation_layers
+        self.context_heads = context_heads
+        super().__init__(**kwargs)
+
+    def model_settings(self) -> ModelSettings:
+        """The validated settings."""
+        return ModelSettings.model_validate(self.settings)
+
+
+@dataclass
+class RasidOutput(ModelOutput):  # type: ignore[misc]
+    """Losses are sums of negative log-likelihoods per word; see `RasidModel.forward` for the shapes."""
+
+    loss: Tensor | None = None
+    tag_logits: Tensor | None = None
+    proclitic_logits: Tensor | None = None
+    relation_logits: Tensor | None = None
+
+
+class WordLayer(nn.Module):
+    """A pre-norm transformer layer over words (Xiong et al. 2020, https://arxiv.org/abs/2002.04745)."""
+
+    def __init__(self, size: int, dropout: float):
+        super().__init__()
+        self.heads = max(1, size // 64)
+        self.attention_norm = nn.LayerNorm(size)
+        self.query_key_value = nn.Linear(size, 3 * size)
+        self.attention_out = nn.Linear(size, size)
+        self.feed_norm = nn.LayerNorm(size)
+        self.feed_in = nn.Linear(size, 2 * size)
+        self.feed_out = nn.Linear(2 * size, size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, W, H] → [B, W, H]; `mask` is bool [B, W], None where every word is real."""
+        b, w, h = x.shape
+        qkv = self.query_key_value(self.attention_norm(x)).view(b, w, 3, self.heads, h // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, W, H / heads]
+        scores = q @ k.transpose(-1, -2) * (h // self.heads) ** -0.5  # [B, heads, W, W]
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -1e9)
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, w, h)
+        x = x + self.dropout(self.attention_out(mixed))
+        return x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))  # type: ignore[no-any-return]
+
+
+class RelationHead(nn.Module):
+    """Scores every candidate pair of a batch in one step.
+
+    Words are told the tags of the entities and mixed once more, so that a pair sees which other entities stand around it.
+    A pair is scored from its ends and the context between them: per context head a mean of the words between, weighted by
+    a gate of the word alone, so that prefix sums give it for all pairs at the cost of one pass over the words.
+    """
+
+    WORD_BUCKETS = (1, 2, 3, 5, 9, 17, 33, 65)  # words between the ends, at least
+    ENTITY_BUCKETS = (2, 3, 4, 5, 7, 10)  # steps in the order of entities, at least
+
+    def __init__(self, config: RasidConfig, hidden: int, settings: ModelSettings):
+        super().__init__()
+        ontology = settings.ontology
+        size, relations = config.relation_size, len(ontology.relation_names)
+        self.groups = config.context_heads
+        self.tag_embedding = nn.Embedding(len(ontology.tags), hidden)
+        self.layers = nn.ModuleList(WordLayer(hidden, config.dropout) for _ in range(config.relation_layers))
+        self.norm = nn.LayerNorm(hidden)
+        self.head = nn.Linear(3 * hidden, size)
+        self.tail = nn.Linear(3 * hidden, size)
+        self.gate = nn.Linear(hidden, self.groups)
+        self.value = nn.Linear(hidden, size)
+        self.pair_head = nn.Linear(size, size)
+        self.pair_tail = nn.Linear(size, size, bias=False)
+        self.context = nn.Linear(size, 2 * size, bias=False)  # one half per direction
+        self.word_distance = nn.Embedding(2 * (len(self.WORD_BUCKETS) + 1), size)
+        self.entity_distance = nn.Embedding(2 * (len(self.ENTITY_BUCKETS) + 1), size)
+        self.out = nn.Linear(size, relations)
+        self.product = nn.Linear(size, relations, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        symmetric = [ontology.relation_types[r].symmetric for r in ontology.relation_names]
+        self.register_buffer("symmetric", torch.tensor(symmetric, dtype=torch.bool), persistent=False)
+        self.register_buffer("word_buckets", torch.tensor(self.WORD_BUCKETS), persistent=False)
+        self.register_buffer("entity_buckets", torch.tensor(self.ENTITY_BUCKETS), persistent=False)
+
+    def forward(self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits [P, 2, R] of `i → j` and `j → i` for each pair `(i, j)`.
+
+        Args:
+            states: [B, W, H], the encoder's states of the words.
+            word_tags: int64 [B, W], the tags of the entities to relate.
+            entities: int64 [E, 3], window, first and last word of each entity, in text order within a window.
+            pairs: int64 [P, 2], entity indices `i < j` in one window.
+            mask: bool [B, W], real words; None where all are.
+        """
+        x = states + self.tag_embedding(word_tags)
+        for layer in self.layers:
+            x = layer(x, mask)
+        x = self.norm(x)
+        window, first, last = entities.unbind(-1)
+        before = torch.where((first > 0)[:, None], x[window, (first - 1).clamp(min=0)], torch.zeros_like(x[:1, 0]))
+        ends = self.dropout(torch.cat([x[window, first], x[window, last], before], -1))  # [E, 3H]
+        head, tail = F.gelu(self.head(ends)), F.gelu(self.tail(ends))  # [E, D]
+        as_head, as_tail = self.pair_head(head), self.pair_tail(tail)
+
+        i, j = pairs.unbind(-1)
+        between = self._between(x, window[i], last[i] + 1, first[j])  # [P, D]
+        forth, back = self.context(between).chunk(2, -1)
+        words = torch.bucketize((first[j] - last[i] - 1).clamp(min=0), self.word_buckets, right=True)
+        steps = torch.bucketize(j - i, self.entity_buckets, right=True)
+        n_words, n_steps = len(self.WORD_BUCKETS) + 1, len(self.ENTITY_BUCKETS) + 1
+        forth = forth + self.word_distance(words) + self.entity_distance(steps)
+        back = back + self.word_distance(words + n_words) + self.entity_distance(steps + n_steps)
+        hidden = torch.stack([as_head[i] + as_tail[j] + forth, as_head[j] + as_tail[i] + back], 1)  # [P, 2, D]
+        product = torch.stack([head[i] * tail[j], head[j] * tail[i]], 1)  # [P, 2, D]
+        logits = self.out(self.dropout(F.gelu(hidden))) + self.product(product)  # [P, 2, R]
+        return torch.where(self.symmetric, logits.mean(1, keepdim=True), logits)
+
+    def _between(self, x: Tensor, window: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+        """[P, D]: gated means of the words `[start, stop)`, zero where there are none."""
+        b, w, _ = x.shape
+        weight = torch.exp(5.0 * torch.tanh(self.gate(x).float()))  # [B, W, G]; bounded, so that the sums stay exact
+        value = self.value(x).float().view(b, w, self.groups, -1) * weight[..., None]  # [B, W, G, D / G]
+        zero = weight.new_zeros(b, 1, self.groups)
+        weights = torch.cat([zero, weight.cumsum(1)], 1)  # [B, W + 1, G]
+        values = torch.cat([zero[..., None].expand(-1, -1, -1, value.shape[-1]), value.cumsum(1)], 1)
+        stop = torch.maximum(start, stop)
+        total = values[window, stop] - values[window, start]  # [P, G, D / G]
+        return (total / (weights[window, stop] - weights[window, start] + 1e-3)[..., None]).flatten(1)
+
+
+class RasidModel(PreTrainedModel):  # type: ignore[misc]
+    """Encoder with a tag head, a proclitic head and a relation head; any Hugging Face encoder will do."""
+
+    config_class = RasidConfig
+    base_model_prefix = "encoder"
+    _supports_sdpa = True
+
+    def __init__(self, config: RasidConfig):
+        super().__init__(config)
+        settings = config.model_settings()
+        encoder_config = AutoConfig.for_model(**(config.encoder or {}))
+        encoder_class = AutoModel._model_mapping[type(encoder_config)]
+        pooling = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder_class).parameters else {}
+        self.encoder = encoder_class(encoder_config, **pooling)
+        hidden = encoder_config.hidden_size
+        self.dropout = nn.Dropout(config.dropout)
+        self.tag_head = nn.Linear(hidden, len(settings.ontology.tags))
+        self.proclitic_head = nn.Linear(hidden, settings.max_proclitic + 1)
+        self.relation_head = RelationHead(config, hidden, settings)
+        self.register_buffer("allowed", torch.from_numpy(allowed_relations(settings.ontology)), persistent=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights as in BERT; the relation scorer starts from the rarity of relations."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, RelationHead):
+            init.constant_(module.out.bias, -3.0)
+            settings = self.config.model_settings()
+            allowed = torch.tensor([settings.ontology.relation_types[r].symmetric for r in settings.ontology.relation_names])
+            init.copy_(module.symmetric, allowed.to(torch.bool))
+            init.copy_(module.word_buckets, torch.tensor(module.WORD_BUCKETS))
+            init.copy_(module.entity_buckets, torch.tensor(module.ENTITY_BUCKETS))
+        elif isinstance(module, RasidModel):
+            init.copy_(module.allowed, torch.from_numpy(allowed_relations(self.config.model_settings().ontology)))
+
+    def encode(self, input_ids: Tensor, word_pieces: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """States [B, W, H] of words, each that of its first piece.
+
+        Args:
+            input_ids: int64 [B, S].
+            word_pieces: int64 [B, W], index of each word's piece.
+            attention_mask: int64 [B, S], 1 for real pieces; None where all are.
+        """
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, S, H]
+        return states.gather(1, word_pieces[..., None].expand(-1, -1, states.shape[-1]))
+
+    def tag(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Tag logits [B, W, T] and proclitic logits [B, W, K] of word states [B, W, H]."""
+        states = self.dropout(states)
+        return self.tag_head(states), self.proclitic_head(states)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        word_pieces: Tensor,
+        tags: Tensor,
+        proclitics: Tensor,
+        entities: Tensor,
+        pairs: Tensor,
+        relations: Tensor,
+        **_: Any,
+    ) -> RasidOutput:
+        """Joint negative log-likelihood per word of a batch with its labels.
+
+        Args:
+            input_ids: int64 [B, S].
+            attention_mask: int64 [B, S].
+            word_pieces: int64 [B, W].
+            tags: int64 [B, W], `IGNORED` on padding.
+            proclitics: int64 [B, W], proclitic letters of entities' first words, `IGNORED` elsewhere.
+            entities: int64 [E, 4], window, first word, last word, type.
+            pairs: int64 [P, 2].
+            relations: float [P, 2, R], 1 where the relation holds; symmetric ones in both directions.
+        """
+        real = tags != IGNORED
+        states = self.encode(input_ids, word_pieces, attention_mask)
+        tag_logits, proclitic_logits = self.tag(states)
+        loss = F.cross_entropy(tag_logits.float().flatten(0, 1), tags.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = loss + F.cross_entropy(
+            proclitic_logits.float().flatten(0, 1), proclitics.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        relation_logits = self.relation_head(states, tags.clamp(min=0), entities[:, :3], pairs, real).float()
+        types = entities[:, 3]
+        heads, tails = pairs, pairs.flip(-1)
+        allowed = self.allowed[types[heads], types[tails]].float()  # [P, 2, R]
+        bce = F.binary_cross_entropy_with_logits(relation_logits, relations, reduction="none")
+        loss = loss + (bce * allowed).sum()
+        return RasidOutput(
+            loss=loss / real.sum(),
+            tag_logits=tag_logits,
+            proclitic_logits=proclitic_logits,
+            relation_logits=relation_logits,
+        )

@@ -1,0 +1,250 @@
+"""Render an evaluation: errors in context as HTML, confusion matrix as PNG, summary as Markdown."""
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from rasid.errors import ConfigError
+from rasid.metrics import Confusion, Link, Pair, Score, Table, align, links
+from rasid.records import PARAGRAPH_BREAK, Article
+from rasid.schema import Ontology
+
+_PARAGRAPH = re.compile(f"[^{PARAGRAPH_BREAK}]+")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of text: plain where `kind` is empty, else an entity with its `rasid.metrics.Kind` and its type."""
+
+    text: str
+    kind: str = ""
+    type: str = ""
+
+
+@dataclass(frozen=True)
+class LinkError:
+    """A wrong relation, with type, head text and tail text as in gold and as predicted, or None.
+
+    Attributes:
+        kind: `missed`, `spurious`, or `type` where the same two spans are joined by another type or the other way round.
+        gold: What gold has.
+        predicted: What was predicted.
+        lacking: Texts of the ends that the other side has no entity for, which explains the error.
+        start: Where the head starts in the article.
+    """
+
+    kind: str
+    gold: tuple[str, str, str] | None
+    predicted: tuple[str, str, str] | None
+    lacking: tuple[str, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class ParagraphErrors:
+    """A paragraph with at least one error, as marked in gold and as predicted."""
+
+    gold: list[Segment]
+    predicted: list[Segment]
+    links: list[LinkError]
+
+
+@dataclass(frozen=True)
+class ArticleErrors:
+    """The paragraphs of an article that hold errors, and how many of its entities and relations are wrong."""
+
+    id: str
+    entities: int
+    links: int
+    paragraphs: list[ParagraphErrors]
+
+
+def render_errors(pairs: Iterable[Pair], ontology: Ontology, max_articles: int = 100) -> str:
+    """Render errors in context as one self-contained page, the article with most errors first.
+
+    Args:
+        pairs: Gold and predicted article, same id and text.
+        ontology: Says which relations are symmetric and transitive.
+        max_articles: How many articles to show; the page says how many have errors.
+
+    Raises:
+        ConfigError: if jinja2 is not installed.
+    """
+    jinja2 = _extra("jinja2", "the error page")
+    wrong = [errors for gold, predicted in pairs if (errors := find_errors(gold, predicted, ontology)).paragraphs]
+    wrong.sort(key=lambda a: (-a.entities - a.links, a.id))
+    # Spaces in the template's paragraphs would show between the marks, so blocks leave no line of their own.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rasid"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return str(environment.get_template("errors.html").render(articles=wrong[:max_articles], total=len(wrong)))
+
+
+def find_errors(gold: Article, predicted: Article, ontology: Ontology) -> ArticleErrors:
+    """Collect the errors of one article by paragraph. Relations are compared by the offsets of their ends."""
+    # Text order, entity type and kind of error of every span on either side.
+    spans: tuple[list[tuple[int, int, str, str]], ...] = ([], [])
+    for a in (aligned := align(gold, predicted)):
+        for side, e in zip(spans, (a.gold, a.predicted), strict=True):
+            if e is not None:
+                side.append((e.start, e.end, e.type, a.kind))
+    link_errors = _find_link_errors(gold, predicted, ontology)
+    paragraphs = []
+    for match in _PARAGRAPH.finditer(gold.text):
+        inside = [sorted(s for s in side if match.start() <= s[0] < match.end()) for side in spans]
+        wrong = [error for error in link_errors if match.start() <= error.start < match.end()]
+        if wrong or any(kind != "correct" for side in inside for *_, kind in side):
+            gold_line, predicted_line = (_segments(gold.text, match.start(), match.end(), side) for side in inside)
+            paragraphs.append(ParagraphErrors(gold_line, predicted_line, wrong))
+    return ArticleErrors(gold.id, sum(a.kind != "correct" for a in aligned), len(link_errors), paragraphs)
+
+
+def render_confusion(matrix: Confusion) -> bytes:
+    """Draw the confusion matrix as a PNG.
+
+    A cell gives the entities with the same span and, after a plus, those that overlap with other boundaries. The colour is
+    the share of the first in the whole row.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    _extra("matplotlib", "the confusion matrix")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    totals = (matrix.exact + matrix.overlapping).sum(axis=1, keepdims=True)  # [T + 1, 1]
+    shares = matrix.exact / np.maximum(totals, 1)
+    size = len(matrix.types) + 1
+    figure = Figure(figsize=(3 + 1.1 * size, 2 + 0.75 * size), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: it would keep global state and pick a screen
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(size, size):
+        exact, overlapping = int(matrix.exact[row, column]), int(matrix.overlapping[row, column])
+        if exact or overlapping:
+            text = f"{exact}\n+{overlapping}" if overlapping else f"{exact}"
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
+    rows = [f"{name} ({total})" for name, total in zip((*matrix.types, "spurious"), totals[:, 0], strict=True)]
+    axes.set_xticks(range(size), (*matrix.types, "missed"), rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(size), rows)
+    axes.set_xticks(np.arange(size - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(size - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("gold (entities)")
+    axes.set_title("Entity types: same span, + overlapping span", fontsize=11)
+    figure.colorbar(image, ax=axes, label="same span, share of the row", fraction=0.04)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def render_summary(articles: int, entities: Table, boundaries: Table, relations: Mapping[str, Table]) -> str:
+    """Write the scores as Markdown, in percent.
+
+    Args:
+        articles: How many were scored.
+        entities: Exact span and type.
+        boundaries: Exact span alone.
+        relations: One table for each way of comparing relations, all over the same gold; may be empty.
+    """
+    tables = {"entities, span and type": entities, "entities, span only": boundaries}
+    tables |= {f"relations, {name}": table for name, table in relations.items()}
+    lines = [
+        "# Evaluation",
+        "",
+        f"{articles} articles. All scores in percent; in brackets the 95 % bootstrap interval over articles.",
+        "",
+        *_markdown(
+            ("compared", "gold", "predicted", "precision", "recall", "micro F1", "macro F1"),
+            ((name, *_sizes(t.micro), *_rates(t.micro), _f1(t.micro), _f1(t.macro)) for name, t in tables.items()),
+        ),
+        "",
+        "Relations: `boundaries` compares the offsets of both ends, `strict` their entity types too, and `gold entities`",
+        "scores relations predicted between the gold entities. A gold relation whose end was not found is a miss in all.",
+        "",
+        "## Entities",
+        "",
+        *_markdown(
+            ("type", "gold", "predicted", "precision", "recall", "F1"),
+            ((name, *_sizes(s), *_rates(s), _f1(s)) for name, s in entities.per_type.items()),
+        ),
+    ]
+    if relations:
+        first = next(iter(relations.values()))
+        rows = (
+            (name, str(s.tp + s.fn), *(_f1(table.per_type[name]) for table in relations.values()))
+            for name, s in first.per_type.items()
+        )
+        lines += ["", "## Relations, F1", "", *_markdown(("type", "gold", *relations), rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _find_link_errors(gold: Article, predicted: Article, ontology: Ontology) -> list[LinkError]:
+    expected, found = links(gold, ontology, typed=False), links(predicted, ontology, typed=False)
+    missed, spurious = sorted(expected - found), sorted(found - expected)
+    gold_spans, predicted_spans = ({(e.start, e.end) for e in a.entities} for a in (gold, predicted))
+
+    def names(link: Link) -> tuple[str, str, str]:
+        return link[0], gold.text[slice(*link[1][:2])], gold.text[slice(*link[2][:2])]
+
+    def lacking(link: Link, spans: set[tuple[int, int]]) -> tuple[str, ...]:
+        return tuple(gold.text[slice(*end[:2])] for end in link[1:] if (end[0], end[1]) not in spans)
+
+    errors = []
+    for link in missed:
+        # The same two spans, joined otherwise.
+        other = next((s for s in spurious if {*s[1:]} == {*link[1:]}), None)
+        if other is not None:
+            spurious.remove(other)
+            errors.append(LinkError("type", names(link), names(other), (), link[1][0]))
+        else:
+            errors.append(LinkError("missed", names(link), None, lacking(link, predicted_spans), link[1][0]))
+    errors += [LinkError("spurious", None, names(s), lacking(s, gold_spans), s[1][0]) for s in spurious]
+    return sorted(errors, key=lambda error: error.start)
+
+
+def _segments(text: str, start: int, end: int, spans: list[tuple[int, int, str, str]]) -> list[Segment]:
+    segments, at = [], start
+    for span_start, span_end, entity_type, kind in spans:
+        segments += [Segment(text[at:span_start]), Segment(text[max(at, span_start) : span_end], kind, entity_type)]
+        at = span_end
+    return [s for s in (*segments, Segment(text[at:end])) if s.text]
+
+
+def _markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    head = tuple(header)
+    rule = ("---", *("---:" for _ in head[1:]))
+    return [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+
+
+def _sizes(score: Score) -> tuple[str, str]:
+    return str(score.tp + score.fn), str(score.tp + score.fp)
+
+
+def _rates(score: Score) -> tuple[str, str]:
+    return f"{100 * score.precision:.1f}", f"{100 * score.recall:.1f}"
+
+
+def _f1(score: Score) -> str:
+    if score.interval is None:
+        return f"{100 * score.f1:.1f}"
+    return f"{100 * score.f1:.1f} [{100 * score.interval[0]:.1f}, {100 * score.interval[1]:.1f}]"
+
+
+def _extra(module: str, purpose: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{purpose} needs {module}: pip install 'rasid[train]'") from error

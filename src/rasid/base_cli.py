@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="Encoders to fine-tune.")
 
 @app.callback()
 def _group() -> None:
-    """Encoders to fine-tune."""
+    """Make encoders to fine-tune."""
 
 
 @app.command()

@@ -33,10 +33,14 @@ def load_tokenizer(base: str | Path, config: TokenizerConfig) -> PreTrainedToken
     except (OSError, ValueError) as error:
         raise hub_error(str(base), error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ModelError(f"{base}: its tokenizer has no fast form, and offsets need one; pick a base with a tokenizer.json")
+        raise ModelError(
+            f"{base}: its tokenizer has no fast form, and offsets need one; pick a base with a tokenizer.json"
+        )
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is not None and normalizer.normalize_str("أحمد M4").replace("▁", " ").strip() != "أحمد M4":
-        raise ConfigError(f"{base}: its tokenizer lower-cases and turns أحمد into احمد; set tokenizer.do_lower_case=false")
+        raise ConfigError(
+            f"{base}: its tokenizer lower-cases and turns أحمد into احمد; set tokenizer.do_lower_case=false"
+        )
     vocabulary = tokenizer.get_vocab()
     if missing := [t for t in config.special_tokens if t not in vocabulary]:
         raise ConfigError(f"tokenizer.special_tokens: {missing} are not in the vocabulary of {base}; take them out")
@@ -60,7 +64,9 @@ def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
         raise hub_error(run.base, error) from error
     longest = getattr(encoder, "max_position_embeddings", run.text.max_pieces)
     if run.text.max_pieces > longest:
-        raise ConfigError(f"text.max_pieces is {run.text.max_pieces}, but {run.base} reads {longest} pieces at most; lower it")
+        raise ConfigError(
+            f"text.max_pieces is {run.text.max_pieces}, but {run.base} reads {longest} pieces at most; lower it"
+        )
     settings = ModelSettings(ontology=Ontology.load(run.ontology), text=run.text, max_proclitic=run.max_proclitic)
     config = RasidConfig(encoder=encoder.to_dict(), settings=settings.model_dump(mode="json"), **run.heads.model_dump())
     try:
@@ -79,7 +85,9 @@ def load_checkpoint(folder: str | Path) -> RasidModel:
     read_config(folder)
     if not (Path(folder) / WEIGHTS_FILE).is_file():
         raise ModelError(f"{folder}: no {WEIGHTS_FILE}; weights are read from safetensors only")
-    model, report = RasidModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True)
+    model, report = RasidModel.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+    )
     if bad := {k: sorted(map(str, v))[:5] for k, v in report.items() if v}:
         raise ModelError(f"{folder}: the weights do not fit the config: {bad}; copy the checkpoint again")
     return model  # type: ignore[no-any-return]

@@ -95,8 +95,8 @@ class Statistics:
     slices: dict[str, Counts]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return asdict(self)
+        """Return plain data for JSON: the fields of `total`, and `slices`."""
+        return {**asdict(self.total), "slices": {name: asdict(counts) for name, counts in self.slices.items()}}
 
 
 def statistics(articles: Iterable[Article], ontology: Ontology) -> Statistics:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -68,7 +69,7 @@ def stats(
         write_text(datasheet, new)
         _say(f"{datasheet}: counts of {total.total.articles:,} articles written", stderr=as_json)
     elif not as_json:
-        Console().print(_table(parts, total))
+        _print_tables(parts, total)
 
 
 @app.command()
@@ -105,17 +106,20 @@ def _has(article: Article, part: str) -> bool:
     return any(getattr(x, part, None) is not None for x in (*article.entities, *article.relations))
 
 
-def _table(parts: dict[str, corpus.Statistics], total: corpus.Statistics) -> Table:
-    columns = {name: part.total for name, part in parts.items()}
-    columns |= {f"slice {name}": counts for name, counts in total.slices.items() if name}
-    columns["all"] = total.total
-    table = Table("", *map(escape, columns))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in total.total.rows:
-        top = row in ("articles", "words", "entities", "relations")
-        table.add_row(row if top else f"  {escape(row)}", *(f"{c.rows[row]:,}" for c in columns.values()))
-    return table
+def _print_tables(parts: dict[str, corpus.Statistics], total: corpus.Statistics) -> None:
+    files = {name: part.total for name, part in parts.items()}
+    slices = {name: counts for name, counts in total.slices.items() if name}
+    for title, columns in (("files", files), ("slices", slices)):
+        if not columns:
+            continue
+        table = Table(title, *map(escape, columns), "all", box=SIMPLE_HEAD)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in total.total.rows:
+            top = row in ("articles", "words", "entities", "relations")
+            numbers = [c.rows[row] for c in (*columns.values(), total.total)]
+            table.add_row(row if top else f"  {escape(row)}", *(f"{n:,}" for n in numbers))
+        Console().print(table)
 
 
 def _say(message: str, *, stderr: bool = False) -> None:

@@ -55,7 +55,9 @@ def build_dataset(articles: Iterable[Article], encoder: TextEncoder, settings: M
     return Dataset.from_list(rows), losses
 
 
-def window_examples(article: Article, encoder: TextEncoder, settings: ModelSettings, losses: Losses) -> Iterator[Example]:
+def window_examples(
+    article: Article, encoder: TextEncoder, settings: ModelSettings, losses: Losses
+) -> Iterator[Example]:
     """The windows of one annotated article, with word-level labels.
 
     Each has `input_ids` [S], `word_pieces` [W], `tags` [W], `proclitics` [W], `entities` [E, 3] (first word, last word,

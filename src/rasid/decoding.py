@@ -97,7 +97,9 @@ def tag_words(spans: Sequence[Span], words: tuple[int, int]) -> Ints:
 def span_score(log_probs: npt.NDArray[np.float64], span: Span, start: int, stop: int) -> float:
     """Probability of a span: that of its tags, and of the next word of its paragraph `[start, stop)` not going on."""
     begin, inside = 2 * span.type + 1, 2 * span.type + 2
-    total = log_probs[span.first - start, begin] + log_probs[span.first - start + 1 : span.last - start + 1, inside].sum()
+    total = (
+        log_probs[span.first - start, begin] + log_probs[span.first - start + 1 : span.last - start + 1, inside].sum()
+    )
     score = float(np.exp(total))
     if span.last + 1 < stop:
         score *= 1.0 - float(np.exp(log_probs[span.last + 1 - start, inside]))
@@ -172,7 +174,8 @@ def allowed_relations(ontology: Ontology) -> npt.NDArray[np.bool_]:
     """bool [types, types, R]: whether the relation may join a head of the first type to a tail of the second."""
     names = ontology.entity_types
     return np.array(
-        [[[ontology.allows(r, head, tail) for r in ontology.relation_names] for tail in names] for head in names], dtype=bool
+        [[[ontology.allows(r, head, tail) for r in ontology.relation_names] for tail in names] for head in names],
+        dtype=bool,
     ).reshape(len(names), len(names), len(ontology.relation_names))
 
 

@@ -64,7 +64,9 @@ class TextEncoder:
         tokenizer.no_padding()
         ends = tokenizer.encode("").ids
         if len(ends) != 2:
-            raise ModelError(f"the tokenizer frames a text with {len(ends)} special tokens; expected 2 (<s> </s> or [CLS] [SEP])")
+            raise ModelError(
+                f"the tokenizer frames a text with {len(ends)} special tokens; expected 2 (<s> </s> or [CLS] [SEP])"
+            )
         self._prefix, self._suffix = ([ends[0]], [ends[1]])
         self._capacity = settings.max_pieces - 2
 

@@ -34,7 +34,7 @@ class Extractor(Protocol):
         """One article with predicted entities and relations for each text, in order."""
 
     def relate(self, article: Article, /) -> Article:
-        """The article with the same entities and the relations predicted between them."""
+        """Return the article with the same entities and the relations predicted between them."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Evaluation:
         pairs: Gold and predicted article, in the order of the corpus.
         entities: Exact span and type.
         boundaries: Exact span, whatever the type.
-        relations: `boundaries` (offsets of both ends), `strict` (their types too) and `gold entities` (predicted between
-            gold entities, so that no entity error interferes); empty for an ontology without relations.
+        relations: `boundaries` (offsets of both ends), `strict` (their types too) and `gold entities` (predicted
+            between gold entities, so that no entity error interferes); empty for an ontology without relations.
         confusion: Which entity type became which.
     """
 
@@ -126,8 +126,7 @@ def evaluate(
     pairs = tuple((g, p.model_copy(update={"id": g.id})) for g, p in zip(gold, found, strict=True))
     relations = {}
     if ontology.relation_types:
-        bare = [g.model_copy(update={"relations": ()}) for g in gold]
-        related = [(g, extractor.relate(b)) for g, b in zip(gold, bare, strict=True)]
+        related = [(g, extractor.relate(_without_relations(g, extractor.ontology))) for g in gold]
         relations = {
             "boundaries": score_relations(pairs, ontology, typed=False, samples=samples, seed=seed),
             "strict": score_relations(pairs, ontology, samples=samples, seed=seed),
@@ -146,8 +145,8 @@ def evaluate(
 def word_report(pairs: Iterable[Pair]) -> str:
     """Seqeval's classification report on the IOB2 tags of words.
 
-    It is coarser than `score_entities`: a proclitic in or out of the span makes no difference to a word's tag. Gold entities
-    that share their only word with an earlier one leave no tag; the report ends with their number.
+    It is coarser than `score_entities`: a proclitic in or out of the span makes no difference to a word's tag. Gold
+    entities that share their only word with an earlier one leave no tag; the report ends with their number.
 
     Raises:
         ConfigError: if seqeval is not installed.
@@ -168,6 +167,11 @@ def word_report(pairs: Iterable[Pair]) -> str:
     # Only mode="strict" with a scheme is strict: by default gold B-X against predicted I-X scores 1.0.
     table = classification_report(gold_tags, predicted_tags, digits=4, mode="strict", scheme=IOB2, zero_division=0)
     return f"{table}\ngold entities without a word of their own, not in this report: {lost}\n"
+
+
+def _without_relations(gold: Article, known: Ontology) -> Article:
+    entities = tuple(e for e in gold.entities if e.type in known.entity_types)
+    return gold.model_copy(update={"entities": entities, "relations": ()})
 
 
 def _check_types(predicted: Ontology, scored: Ontology) -> None:

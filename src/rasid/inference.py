@@ -53,7 +53,9 @@ class OnnxBackend:
 
     def encode(self, input_ids: Ints, word_pieces: Ints) -> tuple[Floats, Floats, Floats]:
         """See `Backend`."""
-        tags, proclitics, states = self._encoder.run(None, {"input_ids": input_ids[None], "word_pieces": word_pieces[None]})
+        tags, proclitics, states = self._encoder.run(
+            None, {"input_ids": input_ids[None], "word_pieces": word_pieces[None]}
+        )
         return tags[0], proclitics[0], states[0]
 
     def relate(self, states: Floats, word_tags: Ints, entities: Ints, pairs: Ints) -> Floats:
@@ -65,7 +67,9 @@ class OnnxBackend:
 
 def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     if not path.is_file():
-        raise ModelError(f"{path}: missing, so this folder is not an exported model; make one with: rasid export CHECKPOINT FOLDER")
+        raise ModelError(
+            f"{path}: missing, so this folder is not an exported model; make one with: rasid export CHECKPOINT FOLDER"
+        )
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no public base
@@ -170,7 +174,9 @@ def word_span(entity: Entity, words: Ints, ontology: Ontology) -> Span:
         DataError: if there are none, or the ontology lacks the entity's type.
     """
     if entity.type not in ontology.entity_types:
-        raise DataError(f"entity {entity.id}: the model does not know type {entity.type}; it has {', '.join(ontology.entity_types)}")
+        raise DataError(
+            f"entity {entity.id}: the model does not know type {entity.type}; it has {', '.join(ontology.entity_types)}"
+        )
     first = int(np.searchsorted(words[:, 1], entity.start, side="right"))
     after = int(np.searchsorted(words[:, 0], entity.end, side="left"))
     if after <= first:

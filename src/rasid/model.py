@@ -122,7 +122,9 @@ class RelationHead(nn.Module):
         self.register_buffer("word_buckets", torch.tensor(self.WORD_BUCKETS), persistent=False)
         self.register_buffer("entity_buckets", torch.tensor(self.ENTITY_BUCKETS), persistent=False)
 
-    def forward(self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """Logits [P, 2, R] of `i → j` and `j → i` for each pair `(i, j)`.
 
         Args:
@@ -180,7 +182,9 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         settings = config.model_settings()
         encoder_config = AutoConfig.for_model(**(config.encoder or {}))
         encoder_class = AutoModel._model_mapping[type(encoder_config)]
-        pooling = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder_class).parameters else {}
+        pooling = (
+            {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder_class).parameters else {}
+        )
         self.encoder = encoder_class(encoder_config, **pooling)
         hidden = encoder_config.hidden_size
         self.dropout = nn.Dropout(config.dropout)
@@ -202,7 +206,9 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         elif isinstance(module, RelationHead):
             init.constant_(module.out.bias, -3.0)
             settings = self.config.model_settings()
-            allowed = torch.tensor([settings.ontology.relation_types[r].symmetric for r in settings.ontology.relation_names])
+            allowed = torch.tensor(
+                [settings.ontology.relation_types[r].symmetric for r in settings.ontology.relation_names]
+            )
             init.copy_(module.symmetric, allowed.to(torch.bool))
             init.copy_(module.word_buckets, torch.tensor(module.WORD_BUCKETS))
             init.copy_(module.entity_buckets, torch.tensor(module.ENTITY_BUCKETS))

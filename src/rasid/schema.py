@@ -105,7 +105,9 @@ class Ontology(BaseModel):
         try:
             value = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         except FileNotFoundError as error:
-            raise ConfigError(f"{path}: no such ontology file; the one of this project is data/ontology.yaml") from error
+            raise ConfigError(
+                f"{path}: no such ontology file; the one of this project is data/ontology.yaml"
+            ) from error
         except (YAMLError, UnicodeDecodeError, OSError) as error:
             raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
         if not isinstance(value, dict):

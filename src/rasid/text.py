@@ -183,5 +183,3 @@ def paragraphs(text: str) -> list[tuple[int, int]]:
             spans.append((start, start + len(line)))
         start += len(line) + 1
     return spans
-
-

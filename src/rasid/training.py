@@ -16,6 +16,7 @@ from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError
 from rasid.metrics import score_entities, score_relations
 from rasid.model import RasidModel
+from rasid.random_base import RANDOM, make_random_base
 from rasid.records import Article
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,8 @@ def fit(
         ConfigError, ModelError, DataError: as the parts do.
     """
     set_seed(run.seed)
+    if run.base == RANDOM:
+        run = run.model_copy(update={"base": str(make_random_base((a.text for a in train), run.output / "base"))})
     model, tokenizer = create_model(run)
     settings = model.config.model_settings()
     encoder = TextEncoder(tokenizer.backend_tokenizer, settings.text)
@@ -147,7 +150,9 @@ def fit(
         logger.info("going on from %s", last)
     result = trainer.train(resume_from_checkpoint=last)
     history = [
-        {k.removeprefix("eval_"): v for k, v in entry.items()} for entry in trainer.state.log_history if f"eval_{BEST}" in entry
+        {k.removeprefix("eval_"): v for k, v in entry.items()}
+        for entry in trainer.state.log_history
+        if f"eval_{BEST}" in entry
     ]
     facts = {
         "epochs": history,

@@ -1,8 +1,8 @@
 """Cutting a Unigram vocabulary, and the embedding with it, to Arabic.
 
-Dropping pieces changes no segmentation that uses kept pieces alone: their scores stay, so the best one stays best. That holds
-for words in standard Arabic letters, digits and punctuation; longer Latin words are cut into more pieces, and letters of
-other scripts become unknown.
+Dropping pieces changes no segmentation that uses kept pieces alone: their scores stay, so the best one stays best.
+That holds for words in standard Arabic letters, digits and punctuation; longer Latin words are cut into more pieces,
+and letters of other scripts become unknown.
 """
 
 import json
@@ -47,12 +47,12 @@ def _keeps_character(c: str) -> bool:
 
 
 def kept_ids(pieces: Sequence[str], special: Collection[int], keep: Keep = keeps) -> list[int]:
-    """Ids of the pieces that stay, ascending: the special ones and those that `keep` accepts. New ids are the positions."""
+    """List the ids of the special pieces and of those that `keep` accepts, ascending; positions are the new ids."""
     return [i for i, piece in enumerate(pieces) if i in special or keep(piece)]
 
 
 def trim_tokenizer(tokenizer: Tokenizer, keep: Keep = keeps) -> tuple[Tokenizer, list[int]]:
-    """The tokenizer with the kept part of its Unigram vocabulary, and the kept old ids in their new order.
+    """Cut a tokenizer's Unigram vocabulary; returns the new tokenizer, and the kept old ids in their new order.
 
     Raises:
         ModelError: if it is no Unigram tokenizer or lacks a special piece.
@@ -61,7 +61,7 @@ def trim_tokenizer(tokenizer: Tokenizer, keep: Keep = keeps) -> tuple[Tokenizer,
     model = spec["model"]
     if model.get("type") != "Unigram":
         raise ModelError(
-            f"expected a Unigram tokenizer, found {model.get('type')}; give multilingual-e5-small or a model of its kind"
+            f"expected a Unigram tokenizer, found {model.get('type')}; give multilingual-e5-small or its like"
         )
     scores: list[float] = [score for _, score in model["vocab"]]
     pieces: list[str] = [piece for piece, _ in model["vocab"]]
@@ -105,10 +105,12 @@ def trim(model: PreTrainedModel, tokenizer: Tokenizer, keep: Keep = keeps) -> To
             f"expected an embedding row for piece {kept[-1]}, found {len(rows)} rows; the tokenizer is of another model"
         )
     pad = trimmed.token_to_id(SPECIAL["pad_token"])
-    embedding = nn.Embedding.from_pretrained(rows[torch.tensor(kept)], freeze=False, padding_idx=pad)  # [kept, H]
+    embedding = nn.Embedding(len(kept), rows.shape[1], padding_idx=pad)
+    with torch.no_grad():
+        embedding.weight.copy_(rows[torch.tensor(kept)])  # [kept, H]
     model.set_input_embeddings(embedding)
     model.config.vocab_size = len(kept)
     model.config.pad_token_id = pad
     # A class name of the untrimmed tokenizer would have AutoTokenizer rebuild it otherwise than `tokenizer.json` says.
-    model.config.tokenizer_class = None
+    vars(model.config).pop("tokenizer_class", None)
     return trimmed

@@ -44,7 +44,8 @@ from rasid.schema import OUTSIDE, Ontology
 
 NO_ID = "_"
 _COMMENT = re.compile(r"# (id|meta|text|relation|newdoc id) = (.*)")
-_START = re.compile(r"-DOCSTART-|# newdoc\b|# id = ")
+_DOCSTART = r"-DOCSTART-(?!\t\S+\t[0-9]+\t[0-9]+)"  # with offsets behind it, it is a word of a text
+_START = re.compile(rf"{_DOCSTART}|# newdoc\b|# id = ")
 _TAG = re.compile(r"([BI])-(.+)")
 
 
@@ -113,7 +114,7 @@ def _documents(lines: list[tuple[int, str]], by_sentence: bool) -> Iterator[_Doc
         document = document or _Document(number)
         if match := _COMMENT.fullmatch(line):
             document.comments.setdefault(match[1], []).append((number, match[2].strip()))
-        elif not line.startswith("-DOCSTART-"):
+        elif not _START.match(line):
             columns = [c.strip() for c in line.rstrip().split("\t")] if "\t" in line else line.split()
             if not line.startswith("#") or _is_row(columns):
                 document.rows.append(_Row(number, columns, sentence))

@@ -1,0 +1,218 @@
+"""The command line. It owns the output and the log handlers; every command is a thin call of the library."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rasid import base_cli, data_cli
+from rasid.errors import ConfigError, RasidError
+from rasid.prediction import Summary
+from rasid.reading import Source
+
+USAGE_ERROR = 2
+
+
+class _Group(typer.core.TyperGroup):
+    """Shows an error that the user can mend as its message alone."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except RasidError as error:
+            stderr.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            raise typer.Exit(USAGE_ERROR) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Military units, places, equipment, quantities, dates and their relations out of Arabic conflict news.",
+)
+app.add_typer(data_cli.app, name="data")
+app.add_typer(base_cli.app, name="base")
+stderr = Console(stderr=True)
+
+
+@app.callback()
+def _main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False) -> None:
+    handler = RichHandler(console=stderr, show_path=False)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[str], typer.Argument(help="Folders (.txt files, recursively), files, or - for standard input.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSONL file to write; standard output by default.")
+    ] = None,
+    errors: Annotated[Path | None, typer.Option(help="Error file; errors.jsonl beside --out by default.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Exported model; the shipped one by default.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors by default.")] = None,
+) -> None:
+    """Extract entities and relations from articles. Exit status 1 if an article could not be read."""
+    from rasid.inference import Extractor
+    from rasid.prediction import predict as run
+    from rasid.reading import find_sources, read_sources
+
+    if "-" in inputs and len(inputs) > 1:
+        raise ConfigError("- (standard input) goes alone; give either - or paths")
+    sources = [] if inputs == ["-"] else find_sources(Path(i) for i in inputs)
+    extractor = Extractor.load(model, threads=threads)
+    errors = errors or (out.parent if out else Path()) / "errors.jsonl"
+    with ExitStack() as files:
+        target = files.enter_context(_create(out)) if out else files.enter_context(_standard_output())
+        log = files.enter_context(_create(errors))
+        if not sources:
+            summary = run(extractor, [_standard_input()], target, log)
+        else:
+            with _progress() as progress:
+                task = progress.add_task("articles", total=len(sources))
+                summary = run(extractor, read_sources(sources), target, log, lambda: progress.advance(task))
+    _print_summary(summary, out, errors)
+    if not summary.failed:
+        errors.unlink()
+    else:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/compact.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as training.epochs=3.")] = None,
+) -> None:
+    """Train, evaluate and export a model, all from one config."""
+    with _training_extra():
+        from rasid.config import load_config
+        from rasid.run import run
+    logging.getLogger("rasid").setLevel(logging.INFO)
+    result = run(load_config(config, overrides or ()))
+    stderr.print(
+        f"[bold]{result.model}[/]: " + ", ".join(f"{k} {v:.3f}" for k, v in result.dev.items()), soft_wrap=True
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model folder, exported or torch.")],
+    data: Annotated[Path, typer.Argument(help="Annotated articles, JSONL.")],
+    report: Annotated[Path | None, typer.Option(help="Folder for the full report.")] = None,
+    ontology: Annotated[Path | None, typer.Option(help="YAML file; the model's own by default.")] = None,
+) -> None:
+    """Score a model on annotated articles."""
+    from rasid.evaluation import evaluate as run
+    from rasid.report import render_summary
+    from rasid.schema import Ontology
+    from rasid.records import read_articles
+    from rasid.settings import ENCODER_FILE, read_config
+
+    read_config(model)
+    if (model / ENCODER_FILE).is_file():
+        from rasid.inference import Extractor
+
+        extractor = Extractor.load(model)
+    else:
+        with _training_extra():
+            from rasid.checkpoint import load_torch_extractor
+        extractor = load_torch_extractor(model)
+    types = Ontology.load(ontology) if ontology else extractor.ontology
+    result = run(extractor, read_articles(data, types), types)
+    typer.echo(render_summary(len(result.pairs), result.entities, result.boundaries, result.relations))
+    if report:
+        result.save(report)
+        stderr.print(f"report: {report}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Torch checkpoint folder.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    dev: Annotated[Path, typer.Option(help="Annotated articles of the parity gate, JSONL.")] = Path("data/dev.jsonl"),
+    max_drop: Annotated[float, typer.Option(help="Most points of F1 that quantisation may cost.")] = 0.5,
+) -> None:
+    """Export a torch checkpoint to int8 ONNX, if it keeps its accuracy."""
+    with _training_extra():
+        from rasid.export import export as run
+    from rasid.records import read_articles
+
+    facts = run(checkpoint, folder, list(read_articles(dev)), max_drop=max_drop)
+    stderr.print(
+        f"{folder}: {facts['bytes'] / 1e6:.1f} MB, dev {facts['int8']} (float32: {facts['fp32']})", soft_wrap=True
+    )
+
+
+@contextmanager
+def _training_extra() -> Iterator[None]:
+    """Turns a missing package of the `train` extra into an error that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this command needs the training extra ({error.name} is missing): pip install 'rasid[train]'"
+        ) from error
+
+
+@contextmanager
+def _create(path: Path) -> Iterator[Any]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _standard_output() -> Iterator[Any]:
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n") as stream:
+        yield stream
+
+
+def _standard_input() -> tuple[Source, Any]:
+    from rasid.errors import DataError
+    from rasid.reading import read_stream
+
+    source = Source(Path("-"), "-")
+    try:
+        return source, read_stream(sys.stdin.buffer)
+    except DataError as error:
+        return source, error
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=stderr, transient=True)
+
+
+def _print_summary(summary: Summary, out: Path | None, errors: Path) -> None:
+    def line(counts: dict[str, int]) -> str:
+        return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
+
+    rate = summary.articles / summary.seconds if summary.seconds else 0.0
+    stderr.print(f"{summary.articles:,} articles in {summary.seconds:.1f} s ({rate:,.1f} per second)", highlight=False)
+    stderr.print(f"{summary.entities.total():,} entities: {line(summary.entities)}", soft_wrap=True, highlight=False)
+    stderr.print(f"{summary.relations.total():,} relations: {line(summary.relations)}", soft_wrap=True, highlight=False)
+    if out:
+        stderr.print(f"results: {out}", soft_wrap=True, highlight=False)
+    if summary.failed:
+        stderr.print(f"[red]{summary.failed:,} not read[/], see {errors}", soft_wrap=True, highlight=False)
+
+
+def train_script() -> None:
+    """Entry of `train/train.py`: `rasid train` with the program's own arguments."""
+    app(["train", *sys.argv[1:]])

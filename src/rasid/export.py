@@ -1,0 +1,182 @@
+"""Export to ONNX with int8 weights, behind a gate: a model that lost accuracy on the way is not written."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.optimizer import optimize_model
+from torch import Tensor, nn
+
+from rasid.checkpoint import load_checkpoint, load_torch_extractor
+from rasid.errors import ModelError
+from rasid.inference import Extractor
+from rasid.metrics import score_entities, score_relations
+from rasid.model import RasidModel
+from rasid.records import Article
+from rasid.settings import CONFIG_FILE, ENCODER_FILE, RELATIONS_FILE, TOKENIZER_FILE
+
+logger = logging.getLogger(__name__)
+
+OPSET = 18
+EXPORTED_FILES = (CONFIG_FILE, TOKENIZER_FILE, ENCODER_FILE, RELATIONS_FILE)
+
+
+class _EncoderGraph(nn.Module):
+    """input_ids [1, S], word_pieces [1, W] → tag logits [1, W, T], proclitic logits [1, W, K], states [1, W, H]."""
+
+    def __init__(self, model: RasidModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, word_pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        states = self.model.encode(input_ids, word_pieces)
+        tags, proclitics = self.model.tag(states)
+        return tags, proclitics, states
+
+
+class _RelationGraph(nn.Module):
+    """states [1, W, H], word_tags [1, W], entities [E, 2], pairs [P, 2] → logits [P, 2, R]."""
+
+    def __init__(self, model: RasidModel):
+        super().__init__()
+        self.head = model.relation_head
+
+    def forward(self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor) -> Tensor:
+        return self.head(states, word_tags, nn.functional.pad(entities, (1, 0)), pairs)  # type: ignore[no-any-return]
+
+
+def export_fp32(model: RasidModel, folder: Path) -> None:
+    """Write both graphs in float32, the encoder's fused into ONNX Runtime's transformer operators."""
+    config = model.config
+    hidden = model.encoder.config.hidden_size
+    model = model.cpu().eval()
+    model.encoder.set_attn_implementation("eager")  # plain operators, which the optimiser knows how to fuse
+    ids, words = torch.randint(5, 100, (1, 17)), torch.arange(1, 12)[None]
+    raw = folder / "raw.onnx"
+    _export(
+        _EncoderGraph(model),
+        {"input_ids": ids, "word_pieces": words},
+        ["tag_logits", "proclitic_logits", "states"],
+        {"input_ids": {1: "pieces"}, "word_pieces": {1: "words"}},
+        raw,
+    )
+    heads = model.encoder.config.num_attention_heads
+    fused = optimize_model(str(raw), model_type="bert", num_heads=heads, hidden_size=hidden, opt_level=1)
+    logger.info("fused operators: %s", fused.get_fused_operator_statistics())
+    fused.save_model_to_file(str(folder / ENCODER_FILE))
+    raw.unlink()
+    if not config.model_settings().ontology.relation_names:
+        raise ModelError("an ontology without relations cannot be exported yet")
+    _export(
+        _RelationGraph(model),
+        {
+            "states": torch.randn(1, 11, hidden),
+            "word_tags": torch.zeros(1, 11, dtype=torch.int64),
+            "entities": torch.tensor([[0, 1], [3, 3], [7, 9]]),
+            "pairs": torch.tensor([[0, 1], [0, 2], [1, 2]]),
+        },
+        ["logits"],
+        {"states": {1: "words"}, "word_tags": {1: "words"}, "entities": {0: "entities"}, "pairs": {0: "pairs"}},
+        folder / RELATIONS_FILE,
+    )
+
+
+def _export(
+    graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], dynamic: dict[str, dict[int, str]], path: Path
+) -> None:
+    torch.onnx.export(
+        graph.eval(),
+        tuple(inputs.values()),
+        str(path),
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_axes=dynamic,
+        opset_version=OPSET,
+        dynamo=False,
+    )
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Both graphs with int8 weights, one scale per output channel; activations are quantised as they come.
+
+    Weights use 7 of their 8 bits: with all of them, processors without VNNI overflow 16-bit sums in silence.
+    """
+    for name in (ENCODER_FILE, RELATIONS_FILE):
+        quantize_dynamic(
+            source / name,
+            target / name,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # fused operators have no shape inference
+        )
+
+
+def score(extractor: Extractor, articles: Sequence[Article]) -> dict[str, float]:
+    """Strict micro F1 of entities and relations, in [0, 1]."""
+    pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles]
+    return {
+        "entity_f1": score_entities(pairs, extractor.ontology, samples=0).micro.f1,
+        "relation_f1": score_relations(pairs, extractor.ontology, samples=0).micro.f1,
+    }
+
+
+def check_parity(before: dict[str, float], after: dict[str, float], max_drop: float) -> None:
+    """Refuse a quantised model that lost more than `max_drop` points of 100 of any score.
+
+    Raises:
+        ModelError: naming each score that fell too far.
+    """
+    lost = {name: 100 * (before[name] - after[name]) for name in before}
+    if bad := {name: drop for name, drop in lost.items() if drop > max_drop}:
+        told = "; ".join(
+            f"{n} {100 * before[n]:.2f} → {100 * after[n]:.2f}, {d:.2f} points lost" for n, d in bad.items()
+        )
+        raise ModelError(
+            f"not exported: quantisation costs too much on dev ({told}; at most {max_drop} allowed). "
+            "Train longer, or allow more with export.max_drop"
+        )
+
+
+def export(
+    checkpoint: str | Path, folder: str | Path, dev: Sequence[Article], *, max_drop: float = 0.5
+) -> dict[str, Any]:
+    """Export a torch checkpoint to a folder that `Extractor.load` reads; nothing is written unless the gate passes.
+
+    Args:
+        checkpoint: Folder made by training.
+        folder: Where to put `config.json`, `tokenizer.json` and the graphs. Other files in it are left alone.
+        dev: Annotated articles of the gate.
+        max_drop: Most points of 100 that strict F1 of entities or of relations may lose.
+
+    Returns:
+        Dev scores of the float32 and of the int8 model, and the size in bytes.
+
+    Raises:
+        ModelError: if the checkpoint is unsound or the gate closes.
+    """
+    before = score(load_torch_extractor(checkpoint), dev)
+    target = Path(folder)
+    with tempfile.TemporaryDirectory() as work:
+        fp32, int8 = Path(work, "fp32"), Path(work, "int8")
+        fp32.mkdir()
+        int8.mkdir()
+        export_fp32(load_checkpoint(checkpoint), fp32)
+        quantize(fp32, int8)
+        for name in (CONFIG_FILE, TOKENIZER_FILE):
+            shutil.copy(Path(checkpoint) / name, int8 / name)
+        after = score(Extractor.load(int8), dev)
+        logger.info("dev: float32 %s, int8 %s", before, after)
+        check_parity(before, after, max_drop)
+        target.mkdir(parents=True, exist_ok=True)
+        for path in int8.iterdir():
+            shutil.copy(path, target / path.name)
+    size = sum((target / name).stat().st_size for name in EXPORTED_FILES)
+    return {"fp32": before, "int8": after, "bytes": size}

@@ -53,6 +53,11 @@ class _Paragraph:
     ids: Ints  # [S], pieces without special tokens
     first: Ints  # [W + 1], the piece of each word's first character, and the number of pieces
 
+    @property
+    def size(self) -> int:
+        """What it takes of a window: its pieces, or its words where many share a piece, as unknown emoji do."""
+        return max(len(self.ids), len(self.first) - 1)
+
 
 class TextEncoder:
     """Turns raw text into windows, with one tokenizer and its text settings."""
@@ -79,11 +84,11 @@ class TextEncoder:
         """
         path = Path(model) / TOKENIZER_FILE
         if not path.is_file():
-            raise ModelError(f"{model}: no {TOKENIZER_FILE}; a checkpoint needs the fast tokenizer's file")
+            raise ModelError(f"{model}: no {TOKENIZER_FILE}; a checkpoint needs the fast tokenizer's file: copy the checkpoint again")
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path}: not a tokenizer file: {error}") from error
+            raise ModelError(f"{path}: not a tokenizer file ({error}); copy the checkpoint again") from error
         return cls(tokenizer, settings)
 
     def encode(self, text: str) -> Encoding:
@@ -118,14 +123,14 @@ class TextEncoder:
         packed: list[_Paragraph] = []
         size = 0
         for part in parts:
-            if packed and size + len(part.ids) > self._capacity:
+            if packed and size + part.size > self._capacity:
                 yield self._pack(packed)
                 packed, size = [], 0
-            if len(part.ids) > self._capacity:
+            if part.size > self._capacity:
                 yield from self._cut(part)
             else:
                 packed.append(part)
-                size += len(part.ids)
+                size += part.size
         if packed:
             yield self._pack(packed)
 
@@ -147,12 +152,14 @@ class TextEncoder:
         while True:
             limit = part.first[begin] + self._capacity
             # A word alone may have more pieces than a window holds: it stays, represented by its first ones.
-            after = max(int(np.searchsorted(part.first, limit, side="right")) - 1, begin + 1)
+            after = int(np.searchsorted(part.first[:-1], limit, side="left"))  # the words that begin before the limit
+            after -= int(part.first[after] > limit)
+            after = max(min(after, begin + self._capacity), begin + 1)
             ranges.append((begin, after))
             if after >= count:
                 break
             back = int(np.searchsorted(part.first, part.first[after] - self.settings.overlap, side="left"))
-            begin = min(max(back, begin + 1), after)
+            begin = min(max(back, after - self.settings.overlap, begin + 1), after)
         bounds = [0] + [(b[0] + a[1]) // 2 for a, b in zip(ranges, ranges[1:], strict=False)] + [count]
         base = part.words[0]
         for (a, b), core in zip(ranges, zip(bounds, bounds[1:], strict=False), strict=True):

@@ -117,10 +117,7 @@ class RelationHead(nn.Module):
         self.out = nn.Linear(size, relations)
         self.product = nn.Linear(size, relations, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        symmetric = [ontology.relation_types[r].symmetric for r in ontology.relation_names]
-        self.register_buffer("symmetric", torch.tensor(symmetric, dtype=torch.bool), persistent=False)
-        self.register_buffer("word_buckets", torch.tensor(self.WORD_BUCKETS), persistent=False)
-        self.register_buffer("entity_buckets", torch.tensor(self.ENTITY_BUCKETS), persistent=False)
+        self.symmetric = tuple(ontology.relation_types[r].symmetric for r in ontology.relation_names)
 
     def forward(
         self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor, mask: Tensor | None = None
@@ -147,15 +144,16 @@ class RelationHead(nn.Module):
         i, j = pairs.unbind(-1)
         between = self._between(x, window[i], last[i] + 1, first[j])  # [P, D]
         forth, back = self.context(between).chunk(2, -1)
-        words = torch.bucketize((first[j] - last[i] - 1).clamp(min=0), self.word_buckets, right=True)
-        steps = torch.bucketize(j - i, self.entity_buckets, right=True)
+        words_at, steps_at = (torch.tensor(b, device=x.device) for b in (self.WORD_BUCKETS, self.ENTITY_BUCKETS))
+        words = torch.bucketize((first[j] - last[i] - 1).clamp(min=0), words_at, right=True)
+        steps = torch.bucketize(j - i, steps_at, right=True)
         n_words, n_steps = len(self.WORD_BUCKETS) + 1, len(self.ENTITY_BUCKETS) + 1
         forth = forth + self.word_distance(words) + self.entity_distance(steps)
         back = back + self.word_distance(words + n_words) + self.entity_distance(steps + n_steps)
         hidden = torch.stack([as_head[i] + as_tail[j] + forth, as_head[j] + as_tail[i] + back], 1)  # [P, 2, D]
         product = torch.stack([head[i] * tail[j], head[j] * tail[i]], 1)  # [P, 2, D]
         logits = self.out(self.dropout(F.gelu(hidden))) + self.product(product)  # [P, 2, R]
-        return torch.where(self.symmetric, logits.mean(1, keepdim=True), logits)
+        return torch.where(torch.tensor(self.symmetric, device=x.device), logits.mean(1, keepdim=True), logits)
 
     def _between(self, x: Tensor, window: Tensor, start: Tensor, stop: Tensor) -> Tensor:
         """[P, D]: gated means of the words `[start, stop)`, zero where there are none."""
@@ -191,7 +189,6 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         self.tag_head = nn.Linear(hidden, len(settings.ontology.tags))
         self.proclitic_head = nn.Linear(hidden, settings.max_proclitic + 1)
         self.relation_head = RelationHead(config, hidden, settings)
-        self.register_buffer("allowed", torch.from_numpy(allowed_relations(settings.ontology)), persistent=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -205,15 +202,6 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
             init.zeros_(module.bias)
         elif isinstance(module, RelationHead):
             init.constant_(module.out.bias, -3.0)
-            settings = self.config.model_settings()
-            allowed = torch.tensor(
-                [settings.ontology.relation_types[r].symmetric for r in settings.ontology.relation_names]
-            )
-            init.copy_(module.symmetric, allowed.to(torch.bool))
-            init.copy_(module.word_buckets, torch.tensor(module.WORD_BUCKETS))
-            init.copy_(module.entity_buckets, torch.tensor(module.ENTITY_BUCKETS))
-        elif isinstance(module, RasidModel):
-            init.copy_(module.allowed, torch.from_numpy(allowed_relations(self.config.model_settings().ontology)))
 
     def encode(self, input_ids: Tensor, word_pieces: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """States [B, W, H] of words, each that of its first piece.
@@ -265,7 +253,8 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         relation_logits = self.relation_head(states, tags.clamp(min=0), entities[:, :3], pairs, real).float()
         types = entities[:, 3]
         heads, tails = pairs, pairs.flip(-1)
-        allowed = self.allowed[types[heads], types[tails]].float()  # [P, 2, R]
+        rules = torch.from_numpy(allowed_relations(self.config.model_settings().ontology)).to(types.device)
+        allowed = rules[types[heads], types[tails]].float()  # [P, 2, R]
         bce = F.binary_cross_entropy_with_logits(relation_logits, relations, reduction="none")
         loss = loss + (bce * allowed).sum()
         return RasidOutput(

@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator, model_validator
 
 from rasid.errors import ConfigError, describe
 
@@ -49,6 +49,18 @@ class Ontology(BaseModel):
     entity_types: tuple[str, ...]
     relation_types: dict[str, RelationType] = {}
     proclitics: str = ""
+
+    @field_validator("relation_types", mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        if isinstance(value, list) and all(isinstance(v, dict) and "name" in v for v in value):
+            return {v["name"]: {k: x for k, x in v.items() if k != "name"} for v in value}
+        return value
+
+    @field_serializer("relation_types", mode="plain")
+    def _to_list(self, value: dict[str, RelationType]) -> list[dict[str, Any]]:
+        # A list, since `transformers` sorts the keys of what it writes and the order is that of a model's outputs.
+        return [{"name": name} | rule.model_dump(mode="json") for name, rule in value.items()]
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -82,7 +82,9 @@ def read_config(model: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{model}: no {CONFIG_FILE} in this folder, so it is not a checkpoint") from error
+        raise ModelError(f"{model}: no {CONFIG_FILE} in this folder, so it is not a checkpoint; of a run, give the folder onnx or torch in it") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; copy the checkpoint again") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}); copy the checkpoint again") from error
     found = config.get("model_type") if isinstance(config, dict) else None
@@ -103,7 +105,7 @@ def load_settings(model: str | Path) -> ModelSettings:
     try:
         return ModelSettings.model_validate(read_config(model).get("settings"))
     except ValidationError as error:
-        raise ModelError(f"{Path(model) / CONFIG_FILE}: invalid settings: {describe(error)}") from error
+        raise ModelError(f"{Path(model) / CONFIG_FILE}: invalid settings: {describe(error)}; copy the checkpoint again") from error
 
 
 def shipped_model() -> Path:

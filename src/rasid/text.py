@@ -37,10 +37,11 @@ def _expand(ranges: str) -> list[str]:
 
 # Step name -> what each character becomes: nothing or one character.
 _CHARACTER_STEPS: dict[str, dict[int, str]] = {
-    # A direction mark between two words must not glue them together, so it becomes a space.
+    # A direction mark between two words must not glue them together, so it becomes a blank, as do controls and the
+    # white space that a tokenizer takes for an unknown letter: an article with CRLF line ends reads like one without.
     "format_marks": _table("\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u061c\ufeff", " ")
     | _table("\u200c\u200d\u00ad", "")
-    | {c: " " for c in range(0x20) if chr(c) not in "\t\n\r"},
+    | {c: " " for c in (*range(0x20), *range(0x7F, 0xA1), 0x2028, 0x2029) if chr(c) != "\n"},
     "diacritics": _table(_expand(_DIACRITICS), ""),
     "tatweel": _table(_TATWEEL, ""),
     "digits": {base + d: str(d) for base in (0x0660, 0x06F0) for d in range(10)},
@@ -155,8 +156,11 @@ def proclitic_cuts(word: str, proclitics: str, longest: int) -> list[int]:
     return cuts
 
 
-_CANONICAL = ("format_marks", "diacritics", "tatweel", "digits")
-_EDGES = "\"'“”«»„‘’()[] "
+_CANONICAL = ("format_marks", "diacritics", "tatweel", "digits", "quotes")
+_EDGES = "'()[] "
+# Words whose own first letter is a lam: `للواء` is `ل` + `لواء` or `اللواء`, never `الواء`; some names are always definite.
+_OWN_LAM = frozenset("لواء لواءي لوائي لجنة لجان ليل ليلة لبنان ليبيا ليبيريا لحج لندن لفيف لوهانسك لوغانسك ليمان".split())
+_OWN_LAM_DEFINITE = frozenset("لاذقية لد لجاة لطامنة".split())
 
 
 def canonical_name(text: str, *, before: str = "") -> str:
@@ -167,19 +171,23 @@ def canonical_name(text: str, *, before: str = "") -> str:
         before: The proclitic letters cut off its first word. Behind `ل` the article's alef is unwritten
             (`للتحالف` → `التحالف`), and is restored.
     """
-    name = unicodedata.normalize("NFKC", normalize(text, _CANONICAL).text)
-    name = " ".join(re.sub(r"[\"“”«»„]", "", name).split()).strip(_EDGES)
+    name = text
+    for _ in range(2):  # compatibility forms may hold marks and tatweel of their own
+        name = unicodedata.normalize("NFKC", normalize(name, _CANONICAL).text)
+    name = " ".join(name.replace('"', "").split()).strip(_EDGES)
     letters = "".join(filter(is_letter, before))
     if letters.endswith("ل") and name.startswith("ل"):
-        name = "ا" + name
+        first = name.split()[0]
+        name = ("ال" if first in _OWN_LAM_DEFINITE else "" if first in _OWN_LAM else "ا") + name
     return name or text
 
 
 def paragraphs(text: str) -> list[tuple[int, int]]:
-    """Offsets of the paragraphs of a text, those without a visible character left out."""
+    """Offsets of the paragraphs of a text without the white space around them; those of white space alone left out."""
     spans, start = [], 0
     for line in text.split("\n"):
-        if line.strip():
-            spans.append((start, start + len(line)))
+        if content := line.lstrip():
+            end = start + len(line)
+            spans.append((end - len(content), end - len(content) + len(content.rstrip())))
         start += len(line) + 1
     return spans

@@ -98,7 +98,7 @@ def fetch_hub(name: str, timeout: float = HUB_TIMEOUT_S) -> Path:
     """
     import huggingface_hub as hub
 
-    unreachable = _probe(name, timeout)
+    unreachable = probe_hub(name, timeout)
     try:
         folder = Path(
             hub.snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=unreachable is not None)
@@ -110,7 +110,7 @@ def fetch_hub(name: str, timeout: float = HUB_TIMEOUT_S) -> Path:
     return folder
 
 
-def _probe(name: str, timeout: float) -> Exception | None:
+def probe_hub(name: str, timeout: float = HUB_TIMEOUT_S) -> Exception | None:
     """Find out why the hub is out of reach; None if it answers.
 
     Asked once, since the hub's own loaders try again for most of a minute. In a thread, since the time that name

@@ -1,7 +1,7 @@
 """The command line. It owns the output and the log handlers; every command is a thin call of the library."""
 
+import io
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -72,8 +72,9 @@ def predict(
     if "-" in inputs and len(inputs) > 1:
         raise ConfigError("- (standard input) goes alone; give either - or paths")
     sources = [] if inputs == ["-"] else find_sources(Path(i) for i in inputs)
-    extractor = Extractor.load(model, threads=threads)
     errors = errors or (out.parent if out else Path()) / "errors.jsonl"
+    _check_targets([p for p in (out, errors) if p], [s.path for s in sources])
+    extractor = Extractor.load(model, threads=threads)
     with ExitStack() as files:
         target = files.enter_context(_create(out)) if out else files.enter_context(_standard_output())
         log = files.enter_context(_create(errors))
@@ -84,10 +85,10 @@ def predict(
                 task = progress.add_task("articles", total=len(sources))
                 summary = run(extractor, read_sources(sources), target, log, lambda: progress.advance(task))
     _print_summary(summary, out, errors)
-    if not summary.failed:
-        errors.unlink()
-    else:
+    if summary.failed:
         raise typer.Exit(1)
+    if errors.is_file():  # not a device such as /dev/null
+        errors.unlink()
 
 
 @app.command()
@@ -115,9 +116,9 @@ def evaluate(
 ) -> None:
     """Score a model on annotated articles."""
     from rasid.evaluation import evaluate as run
+    from rasid.records import read_articles
     from rasid.report import render_summary
     from rasid.schema import Ontology
-    from rasid.records import read_articles
     from rasid.settings import ENCODER_FILE, read_config
 
     read_config(model)
@@ -177,10 +178,25 @@ def _create(path: Path) -> Iterator[Any]:
         yield file
 
 
+def _check_targets(targets: list[Path], sources: list[Path]) -> None:
+    """Refuse to write over an article, or both outputs to one file, before anything is lost."""
+    places = [p.resolve() for p in targets]
+    if len(set(places)) < len(places):
+        raise ConfigError(f"{targets[0]}: is to take both the results and the errors; give --errors another file")
+    articles = {p.resolve() for p in sources}
+    for target, place in zip(targets, places, strict=True):
+        if place in articles:
+            raise ConfigError(f"{target}: is itself one of the articles to read; give another file to write to")
+
+
 @contextmanager
 def _standard_output() -> Iterator[Any]:
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n") as stream:
+    stream = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="\n")
+    try:
         yield stream
+        stream.flush()
+    finally:
+        stream.detach()  # standard output itself stays open
 
 
 def _standard_input() -> tuple[Source, Any]:

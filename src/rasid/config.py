@@ -1,12 +1,15 @@
-"""Run configs: typed, with defaults, read from YAML with `key=value` overrides. A config file holds only what differs."""
+"""Run configs: typed, with defaults, read from YAML with `key=value` overrides.
+
+A config file holds only what differs from the defaults.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from rasid.errors import ConfigError
@@ -17,7 +20,7 @@ Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -45,8 +48,13 @@ class HeadConfig(_Section):
 
     dropout: Ratio = 0.1
     relation_size: Annotated[int, Field(ge=4)] = 256
-    relation_layers: Annotated[int, Field(ge=0)] = 1
     context_heads: Annotated[int, Field(ge=1)] = 4
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.relation_size % self.context_heads:
+            raise ValueError(f"relation_size {self.relation_size} is no multiple of context_heads {self.context_heads}")
+        return self
 
 
 class TrainingConfig(_Section):
@@ -68,7 +76,7 @@ class TrainingConfig(_Section):
     epochs: Positive = 10
     batch_size: Annotated[int, Field(ge=1)] = 8
     encoder_learning_rate: Positive = 1.2e-4
-    head_learning_rate: Positive = 5e-4
+    head_learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Ratio = 0.1
     clip: Positive = 1.0
@@ -133,6 +141,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: no such config; those of this project are in configs/") from error
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not OmegaConf.is_dict(loaded):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, such as base: compact")
     if bad := [o for o in overrides if "=" not in o]:
         raise ConfigError(f"override {bad[0]!r}: expected key=value, such as training.epochs=3")
     try:

@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rasid.decoding import Ints, Span, candidate_pairs, tag_words
+from rasid.decoding import Ints, Span, tag_words
 from rasid.encoding import Encoding, TextEncoder
 from rasid.errors import DataError
-from rasid.inference import word_span
+from rasid.inference import pairs_in_paragraphs, word_span
 from rasid.model import IGNORED
 from rasid.records import Article, Entity
 from rasid.schema import Ontology
@@ -37,8 +37,9 @@ class Losses:
 
     def __str__(self) -> str:
         return (
-            f"{self.entities} of {self.total_entities} entities and {self.relations} of {self.total_relations} relations "
-            "cannot be predicted (they begin or end within a word, or their ends are further apart than a window)"
+            f"{self.entities} of {self.total_entities} entities and {self.relations} of {self.total_relations} "
+            "relations cannot be predicted (an entity begins or ends within a word, or the ends of a relation are "
+            "further apart than a window)"
         )
 
 
@@ -60,12 +61,17 @@ def window_examples(
 ) -> Iterator[Example]:
     """The windows of one annotated article, with word-level labels.
 
-    Each has `input_ids` [S], `word_pieces` [W], `tags` [W], `proclitics` [W], `entities` [E, 3] (first word, last word,
-    type), `links` [N, 3] (head, tail, relation; indices of entities in the window), and `length` = S.
+    Each has `input_ids` [S], `word_pieces` [W], `tags` [W], `proclitics` [W], `paragraphs` (the first word of each),
+    `entities` [E, 3] (first word, last word, type), `links` [N, 3] (head, tail, relation; indices of entities in the
+    window), and `length` = S. An entity that a window cuts has its labels there, but is none of its `entities`.
     """
     ontology = settings.ontology
     encoding = encoder.encode(article.text)
-    spans, cuts = _labels(article, encoding, settings, losses)
+    spans, cuts, exact = _labels(article, encoding, settings, losses)
+    tags = tag_words(list(spans.values()), (0, len(encoding.words)))
+    proclitics = np.full(len(encoding.words), IGNORED, dtype=np.int64)
+    for i, span in spans.items():
+        proclitics[span.first] = cuts[i]
     links = [
         (r.head, r.tail, ontology.relation_names.index(r.type))
         for r in close_groups(article, ontology)
@@ -77,46 +83,48 @@ def window_examples(
         inside = [i for i, s in spans.items() if first <= s.first and s.last < after]
         position = {i: n for n, i in enumerate(inside)}
         here = [link for link in links if link[0] in position and link[1] in position]
-        held.update(here)
-        proclitics = np.full(after - first, IGNORED, dtype=np.int64)
-        for i in inside:
-            proclitics[spans[i].first - first] = cuts[i]
+        held.update(link for link in here if exact.issuperset(link[:2]))
         yield {
             "input_ids": window.input_ids,
             "word_pieces": window.word_pieces,
-            "tags": tag_words([spans[i] for i in inside], window.words),
-            "proclitics": proclitics,
+            "tags": tags[first:after],
+            "proclitics": proclitics[first:after],
+            "paragraphs": [max(a - first, 0) for a, b in encoding.paragraphs if a < after and b > first],
             "entities": [[spans[i].first - first, spans[i].last - first, spans[i].type] for i in inside],
             "links": [[position[h], position[t], r] for h, t, r in here],
             "length": len(window.input_ids),
         }
-    gold = {(r.head, r.tail, ontology.relation_names.index(r.type)) for r in article.relations}
-    losses.total_relations += len(gold)
-    losses.relations += len(gold - held)
+    for r in article.relations:
+        index, rule = ontology.relation_names.index(r.type), ontology.relation_types[r.type]
+        losses.total_relations += 1
+        losses.relations += not (
+            (r.head, r.tail, index) in held or (rule.symmetric and (r.tail, r.head, index) in held)
+        )
 
 
 def _labels(
     article: Article, encoding: Encoding, settings: ModelSettings, losses: Losses
-) -> tuple[dict[str, Span], dict[str, int]]:
-    """Word span and proclitic length of each entity that can be labelled, by id, in text order."""
+) -> tuple[dict[str, Span], dict[str, int], set[str]]:
+    """Word span and proclitic length of each entity that gets labels, by id, in text order; ids of those they fit."""
     spans: dict[str, Span] = {}
     cuts: dict[str, int] = {}
+    exact: set[str] = set()
     used = -1
     for e in sorted(article.entities, key=lambda e: e.start):
-        losses.total_entities += 1
         try:
             span = word_span(e, encoding.words, settings.ontology)
         except DataError:  # no word at all, such as a lone direction mark
-            losses.entities += 1
             continue
-        cut = _proclitic_length(e, article.text, encoding.words, span, settings)
-        if cut is None or encoding.words[span.last, 1] != e.end:
-            losses.entities += 1
         if span.first <= used:
             continue  # shares a word with the entity before
         used = span.last
+        cut = _proclitic_length(e, article.text, encoding.words, span, settings)
         spans[e.id], cuts[e.id] = span, cut or 0
-    return spans, cuts
+        if cut is not None and encoding.words[span.last, 1] == e.end:
+            exact.add(e.id)
+    losses.total_entities += len(article.entities)
+    losses.entities += len(article.entities) - len(exact)
+    return spans, cuts, exact
 
 
 def _proclitic_length(e: Entity, text: str, words: Ints, span: Span, settings: ModelSettings) -> int | None:
@@ -126,7 +134,7 @@ def _proclitic_length(e: Entity, text: str, words: Ints, span: Span, settings: M
 
 
 def close_groups(article: Article, ontology: Ontology) -> list[Any]:
-    """The article's relations, with those of transitive types closed: every pair of a group is linked, earlier one first.
+    """The article's relations, with those of transitive types closed: all pairs of a group linked, earlier one first.
 
     Which chain joins a group is a matter of layout; that two mentions name the same thing is what the text says.
     """
@@ -184,7 +192,8 @@ class Collator:
     def _pairs(self, example: Example) -> tuple[Ints, np.ndarray]:
         """Candidate pairs [P, 2] of one window and their labels [P, 2, R]."""
         spans = [Span(*e) for e in example["entities"]]
-        pairs = candidate_pairs(spans, self.ontology)
+        # Pairs across paragraphs are never scored, and many of them would be false negatives: the same name twice.
+        pairs = pairs_in_paragraphs(spans, [(first, first) for first in example["paragraphs"]], self.ontology)
         labels = np.zeros((len(pairs), 2, len(self.ontology.relation_names)), dtype=np.float32)
         row = {(i, j): p for p, (i, j) in enumerate(pairs.tolist())}
         for head, tail, relation in example["links"]:

@@ -31,16 +31,17 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Natural-log probabilities over the last axis, in float64."""
     x = logits.astype(np.float64)
     x -= x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))  # type: ignore[no-any-return]
+    result: npt.NDArray[np.float64] = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return result
 
 
 def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Element-wise probabilities, in float64, without overflow."""
-    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))  # type: ignore[no-any-return]
+    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
 def allowed_transitions(tags: int) -> npt.NDArray[np.bool_]:
-    """bool [T + 1, T]: whether tag `j` may follow tag `i` under IOB2; row T is the start of a paragraph.
+    """Transitions, bool [T + 1, T]: whether tag `j` may follow tag `i` under IOB2; row T is the start of a paragraph.
 
     Tag 0 is `O`, odd ones are `B-`, even ones the `I-` of the tag before; `I-X` follows `B-X` or `I-X` only.
     """
@@ -56,7 +57,7 @@ def best_tags(log_probs: npt.NDArray[np.float64], allowed: npt.NDArray[np.bool_]
 
     The scores of legal transitions are equal, so where each word's best tag makes a legal sequence, it is the answer.
     """
-    best = log_probs.argmax(-1)
+    best: Ints = log_probs.argmax(-1)
     before = np.concatenate([[log_probs.shape[1]], best[:-1]])
     if allowed[before, best].all():
         return best
@@ -85,7 +86,7 @@ def find_spans(tags: Ints, offset: int = 0) -> list[Span]:
 
 
 def tag_words(spans: Sequence[Span], words: tuple[int, int]) -> Ints:
-    """IOB2 tag indices int64 [W] of the words `[first, after)` under entities that lie inside; inverse of `find_spans`."""
+    """IOB2 tags int64 [W] of the words `[first, after)` under entities that lie inside; inverse of `find_spans`."""
     first, after = words
     tags = np.zeros(after - first, dtype=np.int64)
     for span in spans:
@@ -107,7 +108,7 @@ def span_score(log_probs: npt.NDArray[np.float64], span: Span, start: int, stop:
 
 
 def cut_proclitic(word: str, logits: Floats, proclitics: str) -> tuple[int, float]:
-    """`(offset, probability)` of the best cut of an entity's first word out of logits [K], among those that the word allows."""
+    """`(offset, probability)` of the best cut of an entity's first word that the word allows, out of logits [K]."""
     cuts = proclitic_cuts(word, proclitics, longest=len(logits) - 1)
     probs = np.exp(log_softmax(logits[: len(cuts)]))
     best = int(probs.argmax())
@@ -122,7 +123,7 @@ def decode_entities(
     proclitic_logits: Floats,
     ontology: Ontology,
 ) -> tuple[list[Span], list[Entity]]:
-    """Entities of an article in text order, ids `T1`, `T2`, …
+    """Entities of an article in text order; their ids are `T1`, `T2` and so on.
 
     Args:
         text: The raw text.
@@ -164,14 +165,13 @@ def candidate_pairs(spans: Sequence[Span], ontology: Ontology) -> Ints:
         return np.zeros((0, 2), dtype=np.int64)
     types = np.array([s.type for s in spans])
     first, second = np.triu_indices(len(spans), k=1)
-    anything = allowed_relations(ontology).any(-1)
-    anything |= anything.T
-    kept = anything[types[first], types[second]]
+    rules = allowed_relations(ontology)
+    kept = (rules[types[first], types[second]] | rules[types[second], types[first]]).any(-1)
     return np.stack([first[kept], second[kept]], axis=1).astype(np.int64)
 
 
 def allowed_relations(ontology: Ontology) -> npt.NDArray[np.bool_]:
-    """bool [types, types, R]: whether the relation may join a head of the first type to a tail of the second."""
+    """Rules, bool [types, types, R]: whether the relation may join a head of the first type to a tail of the second."""
     names = ontology.entity_types
     return np.array(
         [[[ontology.allows(r, head, tail) for r in ontology.relation_names] for tail in names] for head in names],

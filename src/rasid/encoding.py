@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ class Window:
 
     Attributes:
         words: `(first, after)`, the range of words in it.
-        core: The part of `words` whose tags are taken from this window; cores of an article's windows partition its words.
+        core: The part of `words` whose tags are taken from this window; an article's cores partition its words.
         input_ids: int64 [S], pieces with special tokens at both ends.
         word_pieces: int64 [W], index into `input_ids` of the piece that holds each word's first character.
     """
@@ -84,7 +85,7 @@ class TextEncoder:
         """
         path = Path(model) / TOKENIZER_FILE
         if not path.is_file():
-            raise ModelError(f"{model}: no {TOKENIZER_FILE}; a checkpoint needs the fast tokenizer's file: copy the checkpoint again")
+            raise ModelError(f"{model}: no {TOKENIZER_FILE}, the fast tokenizer's file; copy the checkpoint again")
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -160,9 +161,12 @@ class TextEncoder:
                 break
             back = int(np.searchsorted(part.first, part.first[after] - self.settings.overlap, side="left"))
             begin = min(max(back, after - self.settings.overlap, begin + 1), after)
-        bounds = [0] + [(b[0] + a[1]) // 2 for a, b in zip(ranges, ranges[1:], strict=False)] + [count]
+        bounds = [0] + [(b[0] + a[1]) // 2 for a, b in pairwise(ranges)] + [count]
         base = part.words[0]
-        for (a, b), core in zip(ranges, zip(bounds, bounds[1:], strict=False), strict=True):
+        for (a, b), core in zip(ranges, pairwise(bounds), strict=True):
             low = part.first[a]
-            ids = part.ids[low : min(part.first[b], low + self._capacity)]
+            high = max(
+                part.first[b], part.first[b - 1] + 1
+            )  # words that share a piece may lie on both sides of the cut
+            ids = part.ids[low : min(high, low + self._capacity)]
             yield self._window((base + a, base + b), (base + core[0], base + core[1]), ids, part.first[a:b] - low)

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from rasid.settings import CONFIG_FILE, ENCODER_FILE, RELATIONS_FILE, TOKENIZER_
 logger = logging.getLogger(__name__)
 
 OPSET = 18
-EXPORTED_FILES = (CONFIG_FILE, TOKENIZER_FILE, ENCODER_FILE, RELATIONS_FILE)
 
 
 class _EncoderGraph(nn.Module):
@@ -52,12 +52,17 @@ class _RelationGraph(nn.Module):
 
 
 def export_fp32(model: RasidModel, folder: Path) -> None:
-    """Write both graphs in float32, the encoder's fused into ONNX Runtime's transformer operators."""
+    """Write the graphs in float32, the encoder's fused into ONNX Runtime's transformer operators.
+
+    Without relation types in the ontology there is no graph of relations.
+    """
     config = model.config
     hidden = model.encoder.config.hidden_size
     model = model.cpu().eval()
     model.encoder.set_attn_implementation("eager")  # plain operators, which the optimiser knows how to fuse
-    ids, words = torch.randint(5, 100, (1, 17)), torch.arange(1, 12)[None]
+    # The longest window, since some encoders have steps for long inputs only, which a trace of a short one would lack.
+    ids = torch.arange(config.model_settings().text.max_pieces)[None] % model.encoder.config.vocab_size
+    words = torch.arange(1, 12)[None]
     raw = folder / "raw.onnx"
     _export(
         _EncoderGraph(model),
@@ -66,13 +71,13 @@ def export_fp32(model: RasidModel, folder: Path) -> None:
         {"input_ids": {1: "pieces"}, "word_pieces": {1: "words"}},
         raw,
     )
-    heads = model.encoder.config.num_attention_heads
+    heads = getattr(model.encoder.config, "num_attention_heads", 0)  # 0: found from the graph
     fused = optimize_model(str(raw), model_type="bert", num_heads=heads, hidden_size=hidden, opt_level=1)
     logger.info("fused operators: %s", fused.get_fused_operator_statistics())
     fused.save_model_to_file(str(folder / ENCODER_FILE))
     raw.unlink()
     if not config.model_settings().ontology.relation_names:
-        raise ModelError("an ontology without relations cannot be exported yet")
+        return
     _export(
         _RelationGraph(model),
         {
@@ -90,27 +95,31 @@ def export_fp32(model: RasidModel, folder: Path) -> None:
 def _export(
     graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], dynamic: dict[str, dict[int, str]], path: Path
 ) -> None:
-    torch.onnx.export(
-        graph.eval(),
-        tuple(inputs.values()),
-        str(path),
-        input_names=list(inputs),
-        output_names=outputs,
-        dynamic_axes=dynamic,
-        opset_version=OPSET,
-        dynamo=False,
-    )
+    with warnings.catch_warnings():
+        # Of constants in the trace: that they are right for inputs of other sizes is what the gate finds out.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
+        torch.onnx.export(
+            graph.eval(),
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_axes=dynamic,
+            opset_version=OPSET,
+            dynamo=False,
+        )
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Both graphs with int8 weights, one scale per output channel; activations are quantised as they come.
+    """All graphs of a folder with int8 weights, one scale per output channel; activations are quantised as they come.
 
     Weights use 7 of their 8 bits: with all of them, processors without VNNI overflow 16-bit sums in silence.
     """
-    for name in (ENCODER_FILE, RELATIONS_FILE):
+    for graph in sorted(source.glob("*.onnx")):
         quantize_dynamic(
-            source / name,
-            target / name,
+            graph,
+            target / graph.name,
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=True,
@@ -176,7 +185,8 @@ def export(
         logger.info("dev: float32 %s, int8 %s", before, after)
         check_parity(before, after, max_drop)
         target.mkdir(parents=True, exist_ok=True)
-        for path in int8.iterdir():
+        files = sorted(int8.iterdir())
+        size = sum(path.stat().st_size for path in files)
+        for path in files:
             shutil.copy(path, target / path.name)
-    size = sum((target / name).stat().st_size for name in EXPORTED_FILES)
     return {"fp32": before, "int8": after, "bytes": size}

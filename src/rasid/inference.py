@@ -1,6 +1,7 @@
 """The extractor: text in, entities and relations out, on numpy and ONNX Runtime alone."""
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -44,12 +45,13 @@ class Backend(Protocol):
 class OnnxBackend:
     """A checkpoint's ONNX graphs in ONNX Runtime on the CPU."""
 
-    def __init__(self, model: Path, threads: int):
+    def __init__(self, model: Path, threads: int, *, relations: bool = True):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._encoder, self._relations = (_session(model / name, options) for name in (ENCODER_FILE, RELATIONS_FILE))
+        self._encoder = _session(model / ENCODER_FILE, options)
+        self._relations = _session(model / RELATIONS_FILE, options) if relations else None
 
     def encode(self, input_ids: Ints, word_pieces: Ints) -> tuple[Floats, Floats, Floats]:
         """See `Backend`."""
@@ -60,6 +62,7 @@ class OnnxBackend:
 
     def relate(self, states: Floats, word_tags: Ints, entities: Ints, pairs: Ints) -> Floats:
         """See `Backend`."""
+        assert self._relations is not None, "an ontology without relations has no pairs"
         inputs = {"states": states[None], "word_tags": word_tags[None], "entities": entities, "pairs": pairs}
         logits: Floats = self._relations.run(None, inputs)[0]
         return logits
@@ -92,7 +95,7 @@ class Extractor:
         """Load an exported model folder; the shipped one by default.
 
         Args:
-            model: A folder with `config.json`, `tokenizer.json` and the two ONNX graphs.
+            model: A folder with `config.json`, `tokenizer.json` and the ONNX graphs (one if it knows no relations).
             threads: Threads of one window's pass; the processors that this process may use by default.
 
         Raises:
@@ -101,7 +104,8 @@ class Extractor:
         folder = shipped_model() if model is None else Path(model)
         settings = load_settings(folder)
         encoder = TextEncoder.load(folder, settings.text)
-        return cls(OnnxBackend(folder, threads or len(os.sched_getaffinity(0))), encoder, settings)
+        backend = OnnxBackend(folder, threads or _processors(), relations=bool(settings.ontology.relation_names))
+        return cls(backend, encoder, settings)
 
     @property
     def ontology(self) -> Ontology:
@@ -137,34 +141,37 @@ class Extractor:
         """The article with its own entities and predicted relations between them.
 
         Raises:
-            DataError: if an entity's type is unknown to the model or an entity covers no word.
+            DataError: if an entity's type is unknown to the model, an entity covers no word, or the text holds a lone
+                surrogate.
         """
-        encoding = self.encoder.encode(article.text)
+        encoding = self.encoder.encode(check_text(article.text))
         states = [self.backend.encode(w.input_ids, w.word_pieces)[2] for w in encoding.windows]
         entities = sorted(article.entities, key=lambda e: e.start)
         spans = [word_span(e, encoding.words, self.ontology) for e in entities]
         return self._relate(article.model_copy(update={"entities": tuple(entities)}), spans, encoding, states)
 
     def _relate(self, article: Article, spans: Sequence[Span], encoding: Encoding, states: Sequence[Floats]) -> Article:
-        pairs = _pairs_in_paragraphs(spans, encoding.paragraphs, self.ontology)
-        home = assign_windows(spans, pairs, encoding.windows)
+        pairs, home = assign_windows(spans, encoding.paragraphs, encoding.windows, self.ontology)
+        word_tags = tag_words(spans, (0, len(encoding.words)))
         logits = np.full((len(pairs), 2, len(self.ontology.relation_names)), -np.inf, dtype=np.float32)
         for index, window in enumerate(encoding.windows):
             chosen = np.flatnonzero(home == index)
             if len(chosen):
-                logits[chosen] = self._relate_window(window, spans, pairs[chosen], states[index])
+                logits[chosen] = self._relate_window(window, spans, word_tags, pairs[chosen], states[index])
         relations = decode_relations(
             article.entities, spans, pairs, logits, self.ontology, self.settings.relation_threshold
         )
         return article.model_copy(update={"relations": tuple(relations)})
 
-    def _relate_window(self, window: Window, spans: Sequence[Span], pairs: Ints, states: Floats) -> Floats:
+    def _relate_window(
+        self, window: Window, spans: Sequence[Span], word_tags: Ints, pairs: Ints, states: Floats
+    ) -> Floats:
         first, after = window.words
-        inside = [i for i, s in enumerate(spans) if first <= s.first and s.last < after]
+        inside = _inside(spans, window)
         position = {entity: n for n, entity in enumerate(inside)}
         local = np.array([[position[i], position[j]] for i, j in pairs.tolist()], dtype=np.int64)
         entities = np.array([[spans[i].first - first, spans[i].last - first] for i in inside], dtype=np.int64)
-        return self.backend.relate(states, tag_words([spans[i] for i in inside], window.words), entities, local)
+        return self.backend.relate(states, word_tags[first:after], entities, local)
 
 
 def word_span(entity: Entity, words: Ints, ontology: Ontology) -> Span:
@@ -184,7 +191,7 @@ def word_span(entity: Entity, words: Ints, ontology: Ontology) -> Span:
     return Span(first, after - 1, ontology.entity_types.index(entity.type))
 
 
-def _pairs_in_paragraphs(spans: Sequence[Span], paragraphs: Sequence[tuple[int, int]], ontology: Ontology) -> Ints:
+def pairs_in_paragraphs(spans: Sequence[Span], paragraphs: Sequence[tuple[int, int]], ontology: Ontology) -> Ints:
     """Candidate pairs [P, 2] of each paragraph, as indices into all spans."""
     starts = np.array([start for start, _ in paragraphs], dtype=np.int64)
     owner = np.searchsorted(starts, [s.first for s in spans], side="right")
@@ -195,19 +202,42 @@ def _pairs_in_paragraphs(spans: Sequence[Span], paragraphs: Sequence[tuple[int, 
     return np.concatenate(result)
 
 
-def assign_windows(spans: Sequence[Span], pairs: Ints, windows: Sequence[Window]) -> Ints:
-    """int64 [P]: the window that scores each pair, the one in whose middle it stands; -1 where none holds both ends.
+def assign_windows(
+    spans: Sequence[Span], paragraphs: Sequence[tuple[int, int]], windows: Sequence[Window], ontology: Ontology
+) -> tuple[Ints, Ints]:
+    """Pairs to score, int64 [P, 2], and the window that scores each, int64 [P]: the one in whose middle it stands.
 
-    Ends further apart than a window are too far apart for the model to relate.
+    The ends of a pair are in one paragraph and in one window; further apart they are too far for the model to relate.
+
+    Args:
+        spans: Entities in text order; pairs are indices of it.
+        paragraphs: Ranges of words.
+        windows: What the encoder read.
+        ontology: Which types some relation may join.
     """
-    home = np.full(len(pairs), -1, dtype=np.int64)
-    if not len(pairs):
-        return home
-    bounds = np.array([[s.first, s.last] for s in spans], dtype=np.int64)
-    low, high = bounds[pairs[:, 0], 0], bounds[pairs[:, 1], 1]  # [P] each
-    room = np.full(len(pairs), -1, dtype=np.int64)
+    rows = [np.zeros((0, 4), dtype=np.int64)]  # pair, words on its narrower side (negative), window
     for index, window in enumerate(windows):
+        members = np.array(_inside(spans, window), dtype=np.int64)
+        first = bisect_right(paragraphs, window.words[0], key=lambda p: p[0]) - 1
+        after = bisect_left(paragraphs, window.words[1], key=lambda p: p[0])
+        pairs = members[pairs_in_paragraphs([spans[i] for i in members], paragraphs[first:after], ontology)]
+        low = np.array([spans[i].first for i in pairs[:, 0]], dtype=np.int64)
+        high = np.array([spans[j].last for j in pairs[:, 1]], dtype=np.int64)
         margin = np.minimum(low - window.words[0], window.words[1] - 1 - high)
-        better = margin > room
-        home[better], room[better] = index, margin[better]
-    return home
+        rows.append(np.column_stack([pairs, -margin, np.full(len(pairs), index)]))
+    found = np.concatenate(rows)
+    found = found[np.lexsort(found.T[::-1])]
+    best = np.ones(len(found), dtype=bool)  # the first row of each pair
+    best[1:] = (found[1:, :2] != found[:-1, :2]).any(1)
+    return found[best, :2], found[best, 3]
+
+
+def _inside(spans: Sequence[Span], window: Window) -> list[int]:
+    """Indices of the spans, which are in text order, that lie in the window."""
+    low, high = (bisect_left(spans, word, key=lambda s: s.first) for word in window.words)
+    return [i for i in range(low, high) if spans[i].last < window.words[1]]
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -32,7 +32,6 @@ class RasidConfig(PreTrainedConfig):
         settings: dict[str, Any] | None = None,
         dropout: float = 0.1,
         relation_size: int = 256,
-        relation_layers: int = 1,
         context_heads: int = 4,
         **kwargs: Any,
     ):
@@ -40,7 +39,6 @@ class RasidConfig(PreTrainedConfig):
         self.settings = settings
         self.dropout = dropout
         self.relation_size = relation_size
-        self.relation_layers = relation_layers
         self.context_heads = context_heads
         super().__init__(**kwargs)
 
@@ -59,39 +57,12 @@ class RasidOutput(ModelOutput):  # type: ignore[misc]
     relation_logits: Tensor | None = None
 
 
-class WordLayer(nn.Module):
-    """A pre-norm transformer layer over words (Xiong et al. 2020, https://arxiv.org/abs/2002.04745)."""
-
-    def __init__(self, size: int, dropout: float):
-        super().__init__()
-        self.heads = max(1, size // 64)
-        self.attention_norm = nn.LayerNorm(size)
-        self.query_key_value = nn.Linear(size, 3 * size)
-        self.attention_out = nn.Linear(size, size)
-        self.feed_norm = nn.LayerNorm(size)
-        self.feed_in = nn.Linear(size, 2 * size)
-        self.feed_out = nn.Linear(2 * size, size)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, W, H] → [B, W, H]; `mask` is bool [B, W], None where every word is real."""
-        b, w, h = x.shape
-        qkv = self.query_key_value(self.attention_norm(x)).view(b, w, 3, self.heads, h // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, W, H / heads]
-        scores = q @ k.transpose(-1, -2) * (h // self.heads) ** -0.5  # [B, heads, W, W]
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None], -1e9)
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, w, h)
-        x = x + self.dropout(self.attention_out(mixed))
-        return x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))  # type: ignore[no-any-return]
-
-
 class RelationHead(nn.Module):
     """Scores every candidate pair of a batch in one step.
 
-    Words are told the tags of the entities and mixed once more, so that a pair sees which other entities stand around it.
-    A pair is scored from its ends and the context between them: per context head a mean of the words between, weighted by
-    a gate of the word alone, so that prefix sums give it for all pairs at the cost of one pass over the words.
+    Words are told the tags of the entities, so that a pair sees which other ones stand between it. A pair is scored
+    from its ends and the context between them: per context head a mean of the words between, weighted by a gate of the
+    word alone, so that prefix sums give it for all pairs at the cost of one pass over the words.
     """
 
     WORD_BUCKETS = (1, 2, 3, 5, 9, 17, 33, 65)  # words between the ends, at least
@@ -103,7 +74,6 @@ class RelationHead(nn.Module):
         size, relations = config.relation_size, len(ontology.relation_names)
         self.groups = config.context_heads
         self.tag_embedding = nn.Embedding(len(ontology.tags), hidden)
-        self.layers = nn.ModuleList(WordLayer(hidden, config.dropout) for _ in range(config.relation_layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(3 * hidden, size)
         self.tail = nn.Linear(3 * hidden, size)
@@ -115,13 +85,12 @@ class RelationHead(nn.Module):
         self.word_distance = nn.Embedding(2 * (len(self.WORD_BUCKETS) + 1), size)
         self.entity_distance = nn.Embedding(2 * (len(self.ENTITY_BUCKETS) + 1), size)
         self.out = nn.Linear(size, relations)
+        self.out.initial_bias = -3.0  # relations are rare; `_init_weights` sees each layer by itself
         self.product = nn.Linear(size, relations, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.symmetric = tuple(ontology.relation_types[r].symmetric for r in ontology.relation_names)
 
-    def forward(
-        self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor) -> Tensor:
         """Logits [P, 2, R] of `i → j` and `j → i` for each pair `(i, j)`.
 
         Args:
@@ -129,12 +98,8 @@ class RelationHead(nn.Module):
             word_tags: int64 [B, W], the tags of the entities to relate.
             entities: int64 [E, 3], window, first and last word of each entity, in text order within a window.
             pairs: int64 [P, 2], entity indices `i < j` in one window.
-            mask: bool [B, W], real words; None where all are.
         """
-        x = states + self.tag_embedding(word_tags)
-        for layer in self.layers:
-            x = layer(x, mask)
-        x = self.norm(x)
+        x = self.norm(states + self.tag_embedding(word_tags))
         window, first, last = entities.unbind(-1)
         before = torch.where((first > 0)[:, None], x[window, (first - 1).clamp(min=0)], torch.zeros_like(x[:1, 0]))
         ends = self.dropout(torch.cat([x[window, first], x[window, last], before], -1))  # [E, 3H]
@@ -153,7 +118,8 @@ class RelationHead(nn.Module):
         hidden = torch.stack([as_head[i] + as_tail[j] + forth, as_head[j] + as_tail[i] + back], 1)  # [P, 2, D]
         product = torch.stack([head[i] * tail[j], head[j] * tail[i]], 1)  # [P, 2, D]
         logits = self.out(self.dropout(F.gelu(hidden))) + self.product(product)  # [P, 2, R]
-        return torch.where(torch.tensor(self.symmetric, device=x.device), logits.mean(1, keepdim=True), logits)
+        symmetric = torch.tensor(self.symmetric, dtype=torch.bool, device=x.device)
+        return torch.where(symmetric, logits.mean(1, keepdim=True), logits)
 
     def _between(self, x: Tensor, window: Tensor, start: Tensor, stop: Tensor) -> Tensor:
         """[P, D]: gated means of the words `[start, stop)`, zero where there are none."""
@@ -168,6 +134,12 @@ class RelationHead(nn.Module):
         return (total / (weights[window, stop] - weights[window, start] + 1e-3)[..., None]).flatten(1)
 
 
+def find_encoder(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], dict[str, bool]]:
+    """The encoder class of a config, and the options that leave its pooler out; KeyError if there is no such class."""
+    encoder = AutoModel._model_mapping[type(config)]
+    return encoder, {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder).parameters else {}
+
+
 class RasidModel(PreTrainedModel):  # type: ignore[misc]
     """Encoder with a tag head, a proclitic head and a relation head; any Hugging Face encoder will do."""
 
@@ -179,11 +151,8 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         settings = config.model_settings()
         encoder_config = AutoConfig.for_model(**(config.encoder or {}))
-        encoder_class = AutoModel._model_mapping[type(encoder_config)]
-        pooling = (
-            {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder_class).parameters else {}
-        )
-        self.encoder = encoder_class(encoder_config, **pooling)
+        encoder_class, options = find_encoder(encoder_config)
+        self.encoder = encoder_class(encoder_config, **options)
         hidden = encoder_config.hidden_size
         self.dropout = nn.Dropout(config.dropout)
         self.tag_head = nn.Linear(hidden, len(settings.ontology.tags))
@@ -192,16 +161,14 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights as in BERT; the relation scorer starts from the rarity of relations."""
+        """Normal weights as in BERT; a bias starts at the layer's `initial_bias`, if it has one."""
         if isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
-                init.zeros_(module.bias)
+                init.constant_(module.bias, getattr(module, "initial_bias", 0.0))
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, RelationHead):
-            init.constant_(module.out.bias, -3.0)
 
     def encode(self, input_ids: Tensor, word_pieces: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """States [B, W, H] of words, each that of its first piece.
@@ -250,7 +217,7 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         loss = loss + F.cross_entropy(
             proclitic_logits.float().flatten(0, 1), proclitics.flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        relation_logits = self.relation_head(states, tags.clamp(min=0), entities[:, :3], pairs, real).float()
+        relation_logits = self.relation_head(states, tags.clamp(min=0), entities[:, :3], pairs).float()
         types = entities[:, 3]
         heads, tails = pairs, pairs.flip(-1)
         rules = torch.from_numpy(allowed_relations(self.config.model_settings().ontology)).to(types.device)

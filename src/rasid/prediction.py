@@ -10,7 +10,7 @@ from typing import TextIO
 
 from rasid.errors import DataError, RasidError
 from rasid.inference import Extractor
-from rasid.reading import Source
+from rasid.reading import Source, printable
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +63,13 @@ def predict(
             if not isinstance(error, RasidError):
                 logger.exception("%s: unexpected failure", source.path)
             reason = str(error) if isinstance(error, RasidError) else f"{type(error).__name__}: {error}"
-            path = source.path.as_posix().encode("utf-8", "backslashreplace").decode()
-            errors.write(json.dumps({"path": path, "reason": reason}, ensure_ascii=False) + "\n")
+            entry = {"path": printable(source.path.as_posix()), "reason": printable(reason)}
+            errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
             errors.flush()
             summary.failed += 1
         else:
             out.write(line)
+            out.flush()
             summary.articles += 1
             summary.characters += len(record.text)
             summary.entities.update(e.type for e in record.entities)

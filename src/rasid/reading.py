@@ -1,5 +1,6 @@
 """Folders of articles: which files, in which order, and their text exactly as it stands."""
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,28 +22,37 @@ class Source:
 def find_sources(paths: Iterable[Path]) -> list[Source]:
     """Files as given, and the `.txt` files below folders, sorted by their path; missing ones are kept to be reported.
 
-    Ids are paths: relative to the folder, or the name of a file that was given itself; whole where two would be equal.
+    A file that is named twice is read once. Ids are unique paths: relative to the folder, or the name of a file that
+    was given itself; all of them whole where two would be equal.
 
     Raises:
         DataError: if a folder holds no `.txt` file.
     """
-    sources: list[Source] = []
+    sources: dict[Path, Source] = {}
     for path in paths:
         if path.is_dir():
-            found = sorted((p for p in path.rglob(f"*{SUFFIX}") if not p.is_dir()), key=lambda p: p.as_posix())
+            found = sorted(filter(_is_article, path.rglob(f"*{SUFFIX}")), key=lambda p: p.as_posix())
             if not found:
                 raise DataError(
                     f"{path}: no {SUFFIX} files in this folder or below; give a folder of {SUFFIX} articles"
                 )
-            sources += [Source(p, p.relative_to(path).as_posix()) for p in found]
+            for p in found:
+                sources.setdefault(p, Source(p, printable(p.relative_to(path).as_posix())))
         else:
-            sources.append(Source(path, path.name))
-    ids = [s.id for s in sources]
-    return (
-        [s if ids.count(s.id) == 1 else Source(s.path, s.path.as_posix()) for s in sources]
-        if len(set(ids)) < len(ids)
-        else sources
-    )
+            sources.setdefault(path, Source(path, printable(path.name)))
+    if len({s.id for s in sources.values()}) < len(sources):
+        return [Source(path, printable(path.as_posix())) for path in sources]
+    return list(sources.values())
+
+
+def _is_article(path: Path) -> bool:
+    """Whether to read what a folder holds: files, and links that lead nowhere, to be reported; a pipe would block."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def printable(text: str) -> str:
+    """The text with surrogates written out (`\\udcXX`): file names need not be UTF-8, and what we write has to be."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_text(path: Path) -> str:
@@ -68,6 +78,8 @@ def decode(data: bytes) -> str:
     Raises:
         DataError: if they are empty, binary, or not UTF-8; the message says which and what to do.
     """
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise DataError("not UTF-8 but UTF-16; convert the file to UTF-8, for example with: iconv -f utf-16 -t utf-8")
     if b"\0" in data:
         raise DataError(f"binary: holds a NUL byte at {data.index(0)}; give plain text in UTF-8")
     try:

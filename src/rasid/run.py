@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,14 +12,14 @@ from typing import Any
 from accelerate import PartialState
 
 from rasid.card import render_card
-from rasid.config import RunConfig
-from rasid.errors import DataError
+from rasid.config import RunConfig, load_config
+from rasid.errors import ConfigError, DataError
 from rasid.evaluation import Evaluation, evaluate
 from rasid.export import export
 from rasid.inference import Extractor
 from rasid.records import Article, read_articles
 from rasid.schema import Ontology
-from rasid.training import fit, save_checkpoint
+from rasid.training import CHECKPOINTS, fit, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ class Result:
 def run(config: RunConfig) -> Result:
     """Do everything that a config says; an interrupted run goes on where it stopped.
 
-    The output folder then holds `torch/` (a `transformers` checkpoint), `onnx/` (what `Extractor.load` reads), both with
-    resolved config, metrics and model card, `report/` (one folder per split) and `checkpoints/` of the training.
+    The output folder then holds `torch/` (a `transformers` checkpoint), `onnx/` (what `Extractor.load` reads), both
+    with resolved config, metrics and model card, and `report/` (one folder per split). The training's `checkpoints/`
+    are removed at the end, so that the same config starts anew, with what its corpora hold then.
 
     Raises:
         RasidError: for bad data, a bad config, an unreachable base, or a model that quantisation would ruin.
@@ -49,10 +51,10 @@ def run(config: RunConfig) -> Result:
     splits = {"dev": read_corpora([config.data.dev], ontology)}
     if config.data.test:
         splits["test"] = read_corpora([config.data.test], ontology)
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+    _claim_output(config)
 
     model, tokenizer, facts = fit(config, train, splits["dev"])
+    PartialState().wait_for_everyone()
     torch_folder, onnx_folder = config.output / TORCH_FOLDER, config.output / ONNX_FOLDER
     if PartialState().is_main_process:
         save_checkpoint(model, tokenizer, torch_folder)
@@ -64,7 +66,25 @@ def run(config: RunConfig) -> Result:
             results[name] = evaluate(extractor, articles, ontology)
             results[name].save(config.output / REPORT_FOLDER / name)
         describe(config, [torch_folder, onnx_folder], train, results, facts)
+        shutil.rmtree(config.output / CHECKPOINTS)
     return Result(onnx_folder, facts.get("export", {}).get("int8", {}))
+
+
+def _claim_output(config: RunConfig) -> None:
+    """Make the output folder and put the config there, unless it holds what another config left unfinished.
+
+    What does not change the training may differ, so that a model that the export refused need not be trained again.
+    """
+    record = config.output / CONFIG_FILE
+    if (config.output / CHECKPOINTS).is_dir() and record.is_file():
+        free = {"name": True, "output": True, "export": True, "data": {"test"}}
+        if load_config(record).model_dump(exclude=free) != config.model_dump(exclude=free):
+            raise ConfigError(
+                f"{config.output}: holds an unfinished run of another config ({record}); go on with that one, "
+                "remove the folder, or give another output"
+            )
+    config.output.mkdir(parents=True, exist_ok=True)
+    record.write_text(config.to_yaml(), encoding="utf-8")
 
 
 def read_corpora(paths: Sequence[Path], ontology: Ontology) -> list[Article]:

@@ -77,12 +77,14 @@ def read_config(model: str | Path) -> dict[str, Any]:
     path = Path(model) / CONFIG_FILE
     if not Path(model).is_dir():
         raise ModelError(
-            f"{model}: no such model folder; give a folder made by `rasid train`, or leave the model out for the shipped one"
+            f"{model}: no such model folder; give one made by `rasid train`, or leave the model out for the shipped one"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{model}: no {CONFIG_FILE} in this folder, so it is not a checkpoint; of a run, give the folder onnx or torch in it") from error
+        raise ModelError(
+            f"{model}: no {CONFIG_FILE} in this folder, so it is not a checkpoint; of a run, give the onnx folder in it"
+        ) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; copy the checkpoint again") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -105,7 +107,9 @@ def load_settings(model: str | Path) -> ModelSettings:
     try:
         return ModelSettings.model_validate(read_config(model).get("settings"))
     except ValidationError as error:
-        raise ModelError(f"{Path(model) / CONFIG_FILE}: invalid settings: {describe(error)}; copy the checkpoint again") from error
+        raise ModelError(
+            f"{Path(model) / CONFIG_FILE}: invalid settings: {describe(error)}; copy the checkpoint again"
+        ) from error
 
 
 def shipped_model() -> Path:

@@ -1,4 +1,4 @@
-"""Arabic text: normalisation with an offset map, words, proclitics, canonical names. Offsets are code points, half-open."""
+"""Arabic text: normalisation with an offset map, words, proclitics, names. Offsets are code points, half-open."""
 
 import re
 import unicodedata
@@ -158,9 +158,9 @@ def proclitic_cuts(word: str, proclitics: str, longest: int) -> list[int]:
 
 _CANONICAL = ("format_marks", "diacritics", "tatweel", "digits", "quotes")
 _EDGES = "'()[] "
-# Words whose own first letter is a lam: `للواء` is `ل` + `لواء` or `اللواء`, never `الواء`; some names are always definite.
-_OWN_LAM = frozenset("لواء لواءي لوائي لجنة لجان ليل ليلة لبنان ليبيا ليبيريا لحج لندن لفيف لوهانسك لوغانسك ليمان".split())
-_OWN_LAM_DEFINITE = frozenset("لاذقية لد لجاة لطامنة".split())
+# Words whose own first letter is a lam, most frequent in news: `للواء` is `ل` + `لواء` or `اللواء`, never `الواء`.
+_OWN_LAM = {"لواء", "لوائي", "لجنة", "لجان", "ليلة", "لبنان", "ليبيا", "لحج", "لندن", "لفيف", "لوهانسك", "ليمان"}
+_OWN_LAM_DEFINITE = {"لاذقية", "لد", "لجاة", "لطامنة"}  # names that are always definite: `للاذقية` → `اللاذقية`
 
 
 def canonical_name(text: str, *, before: str = "") -> str:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 BEST = "mean_f1"
+THRESHOLD = "relation_threshold"
+THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(11))  # 0.2 … 0.7
 
 
 class RasidTrainer(Trainer):  # type: ignore[misc]
@@ -61,13 +63,27 @@ class RasidTrainer(Trainer):  # type: ignore[misc]
 
 
 def dev_scores(model: RasidModel, encoder: TextEncoder, articles: Sequence[Article]) -> dict[str, float]:
-    """Strict F1 of entities and relations over annotated articles, and their mean."""
+    """Strict F1 of entities and relations over annotated articles, their mean, and the threshold that relations had.
+
+    The threshold is the one of `THRESHOLDS` under which relations score best here; it belongs to the model.
+    """
     extractor = torch_extractor(model, encoder)
+    extractor.settings = extractor.settings.model_copy(update={"relation_threshold": THRESHOLDS[0]})
     pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles]
     entity = score_entities(pairs, extractor.ontology, samples=0).micro.f1
-    relation = score_relations(pairs, extractor.ontology, samples=0).micro.f1
-    mean = (entity + relation) / 2 if extractor.ontology.relation_names else entity
-    return {"entity_f1": entity, "relation_f1": relation, BEST: mean}
+    if not extractor.ontology.relation_names:
+        return {"entity_f1": entity, "relation_f1": 0.0, BEST: entity, THRESHOLD: 0.5}
+    relation, threshold = max(
+        (score_relations([(g, keep_relations(p, t)) for g, p in pairs], extractor.ontology, samples=0).micro.f1, t)
+        for t in THRESHOLDS
+    )
+    return {"entity_f1": entity, "relation_f1": relation, BEST: (entity + relation) / 2, THRESHOLD: threshold}
+
+
+def keep_relations(article: Article, threshold: float) -> Article:
+    """The article with those of its relations that score `threshold` or more."""
+    kept = tuple(r for r in article.relations if r.score is not None and r.score >= threshold)
+    return article.model_copy(update={"relations": kept})
 
 
 def computes_in_bfloat16() -> bool:
@@ -138,7 +154,7 @@ def fit(
         args=training_arguments(run),
         train_dataset=dataset,
         eval_dataset=[],
-        data_collator=Collator(settings.ontology, tokenizer.pad_token_id),
+        data_collator=Collator(settings.ontology, tokenizer.pad_token_id or 0),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=run.training.patience)],
         run=run,
         dev=dev,
@@ -154,6 +170,10 @@ def fit(
         for entry in trainer.state.log_history
         if f"eval_{BEST}" in entry
     ]
+    threshold = next(
+        (h[THRESHOLD] for h in history if h[BEST] == trainer.state.best_metric), settings.relation_threshold
+    )
+    model.config.settings = settings.model_copy(update={THRESHOLD: threshold}).model_dump(mode="json")
     facts = {
         "epochs": history,
         "best": trainer.state.best_metric,

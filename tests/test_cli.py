@@ -1,0 +1,254 @@
+"""The command line as a user meets it: exit statuses, files, and messages without tracebacks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rasid.cli import app
+from rasid.inference import Extractor
+from rasid.records import Article, check_article, read_articles
+from rasid.settings import load_settings, shipped_model
+
+SAMPLES = Path(__file__).parent.parent / "data" / "samples"
+TEXTS = {"a.txt": "وصلت قسد إلى حلب\nثم غادرت", "sub/b.txt": "قصف الطيران محيط سرمين", "sub/deep/c.txt": "لا شيء"}
+SCRIPT = [sys.executable, "-c", "from rasid.cli import app; app()"]
+TRAINING_PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "omegaconf",
+    "yaml",
+    "matplotlib",
+    "jinja2",
+    "onnx",
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder of three good articles, and an empty working directory."""
+    for name, text in TEXTS.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(text.encode())
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "in"
+
+
+def call(*args: object, input: bytes | None = None) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in args], input=input)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def names(folder: str = ".") -> list[str]:
+    return [path.name for path in Path(folder).iterdir()]
+
+
+def records(text: str) -> list[Article]:
+    return [Article.model_validate_json(line) for line in text.splitlines()]
+
+
+def errors(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_folder_to_a_file(folder):
+    result = call("predict", folder, "--out", "new/out.jsonl", "--threads", 1)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    found = list(read_articles("new/out.jsonl", load_settings(shipped_model()).ontology))  # checks every record
+    assert [(a.id, a.text) for a in found] == list(TEXTS.items())
+    extractor = Extractor.load(threads=1)
+    assert found == [extractor(text, id=name) for name, text in TEXTS.items()]
+    assert names("new") == ["out.jsonl"]  # no errors, no error file
+    assert "3 articles" in result.stderr and "results: new/out.jsonl" in result.stderr
+
+
+def test_twice_the_same_to_standard_output(folder):
+    first, second = call("predict", folder), call("predict", folder)
+    assert first.exit_code == 0
+    assert first.stdout == second.stdout
+    assert [a.id for a in records(first.stdout)] == list(TEXTS)
+    assert names() == []
+
+
+def test_files_and_folders_together(folder):
+    result = call("predict", folder / "sub" / "b.txt", folder / "sub" / "deep", folder / "a.txt")
+    assert [a.id for a in records(result.stdout)] == ["b.txt", "c.txt", "a.txt"]
+
+
+def test_the_samples(tmp_path):
+    ontology = load_settings(shipped_model()).ontology
+    result = call("predict", SAMPLES, "--out", tmp_path / "out.jsonl")
+    found = list(read_articles(tmp_path / "out.jsonl", ontology))
+    assert result.exit_code == 0
+    assert [a.id for a in found] == sorted(p.relative_to(SAMPLES).as_posix() for p in SAMPLES.rglob("*.txt"))
+    assert all(a.text.encode() == (SAMPLES / a.id).read_bytes() for a in found)
+    assert all(check_article(a, ontology) == [] for a in found)
+
+
+BAD = {
+    "bad/1-empty.txt": (b"", "empty"),
+    "bad/2-blank.txt": (b"\xef\xbb\xbf \r\n", "empty"),
+    "bad/3-binary.txt": (b"\x89PNG\r\n\x1a\n\x00\x00", "binary: holds a NUL byte at 8"),
+    "bad/4-windows.txt": ("قسد".encode("windows-1256"), "not UTF-8: byte 0xde at 0"),
+    "bad/5-utf16.txt": ("قسد".encode("utf-16"), "UTF-16"),
+    "bad/6-cut.txt": ("قسد".encode()[:-1], "not UTF-8: byte 0xd8 at 4"),
+}
+
+
+def test_bad_articles_cost_a_line_each_and_touch_no_other(folder):
+    good = call("predict", folder).stdout
+    for name, (data, _) in BAD.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    result = call("predict", folder, folder / "gone.txt", "--out", "out/out.jsonl")
+    assert result.exit_code == 1
+    assert Path("out/out.jsonl").read_text(encoding="utf-8") == good
+    found = errors(Path("out/errors.jsonl"))
+    assert [e["path"] for e in found] == [(folder / name).as_posix() for name in (*BAD, "gone.txt")]
+    reasons = [reason for _, reason in BAD.values()] + ["cannot be read: No such file or directory"]
+    assert all(reason in e["reason"] for e, reason in zip(found, reasons, strict=True))
+    assert f"{len(reasons)} not read, see out/errors.jsonl" in result.stderr
+    assert "3 articles" in result.stderr
+
+
+def test_a_missing_path_alone(folder):
+    result = call("predict", "gone.txt")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert [e["path"] for e in errors(Path("errors.jsonl"))] == ["gone.txt"]
+
+
+def test_a_byte_order_mark_and_line_ends_are_text(folder):
+    text = "\ufeffوصلت قسد\r\nإلى حلب\r\n"
+    (folder / "a.txt").write_bytes(text.encode())
+    result = call("predict", folder / "a.txt")
+    (article,) = records(result.stdout)
+    assert result.exit_code == 0
+    assert article.text == text
+    assert check_article(article) == []
+
+
+def test_the_error_file_of_an_earlier_run_goes_away(folder):
+    (folder / "bad.txt").write_bytes(b"")
+    assert call("predict", folder, "--errors", "e.jsonl").exit_code == 1
+    assert len(errors(Path("e.jsonl"))) == 1
+    (folder / "bad.txt").unlink()
+    assert call("predict", folder, "--errors", "e.jsonl").exit_code == 0
+    assert names() == []
+
+
+def test_an_error_file_that_is_a_device_stays(folder):
+    pipe = Path("device")
+    pipe.symlink_to("/dev/null")
+    assert call("predict", folder, "--errors", pipe).exit_code == 0
+    assert pipe.is_symlink() and Path("/dev/null").exists()
+
+
+def test_standard_input(folder):
+    text = "وصلت قسد\r\nإلى حلب"
+    result = call("predict", "-", input=text.encode())
+    (article,) = records(result.stdout)
+    assert result.exit_code == 0
+    assert (article.id, article.text) == ("-", text)
+    assert article == Extractor.load()(text, id="-")
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"", "empty"), (b"\xff", "not UTF-8"), (b"a\x00", "binary")])
+def test_bad_standard_input(folder, data, reason):
+    result = call("predict", "-", input=data)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (error,) = errors(Path("errors.jsonl"))
+    assert error["path"] == "-" and reason in error["reason"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["predict"], "Missing argument"),
+        (["predict", "IN", "--threads", "0"], "--threads"),
+        (["predict", "IN", "--colour"], "No such option"),
+        (["predicts", "IN"], "No such command"),
+        (["predict", "-", "IN"], "- (standard input) goes alone"),
+        (["predict", "."], "no .txt files in this folder or below"),
+        (["predict", "IN", "--model", "nowhere"], "nowhere: no such model folder"),
+        (["predict", "IN", "--model", "."], "no config.json in this folder"),
+        (["predict", "IN", "--out", "."], "cannot be written: Is a directory"),
+        (["predict", "IN", "--out", "x.jsonl", "--errors", "x.jsonl"], "both the results and the errors"),
+        (["predict", "IN", "--out", "IN/a.txt"], "is itself one of the articles to read"),
+        (["predict", "IN", "--errors", "IN/sub/../a.txt"], "is itself one of the articles to read"),
+        (["evaluate", "nowhere", "gold.jsonl"], "nowhere: no such model folder"),
+        (["evaluate", "MODEL", "gone.jsonl"], "gone.jsonl: cannot be read"),
+        (["train", "gone.yaml"], "gone.yaml"),
+    ],
+)
+def test_misuse(folder, args, message):
+    places = {"IN": str(folder), "MODEL": str(shipped_model())}
+    result = call(*(places.get(a, a.replace("IN/", f"{folder}/")) for a in args))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert (folder / "a.txt").read_bytes() == TEXTS["a.txt"].encode()
+    assert names() == []
+
+
+def test_help_names_every_command():
+    result = call("--help")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in ("predict", "train", "evaluate", "export", "data", "base"))
+
+
+def test_the_script_as_a_process(folder):
+    """A true process, in which what `predict` loads can be seen too."""
+    (folder / "bad.txt").write_bytes(b"")
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print([m for m in {TRAINING_PACKAGES} if m in sys.modules], file=sys.stderr))\n"
+        "from rasid.cli import app\n"
+        "app()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "predict", folder], capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.decode() == call("predict", folder).stdout
+    assert done.stderr.decode().splitlines()[-1] == "[]"
+    assert len(errors(Path("errors.jsonl"))) == 1
+
+
+def test_output_is_utf_8_whatever_the_locale(folder):
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*SCRIPT, "predict", "-"], input="قسد".encode(), capture_output=True, env=env, check=False)
+    assert done.returncode == 0
+    assert records(done.stdout.decode("utf-8"))[0].text == "قسد"
+
+
+def test_the_base_install_says_what_training_needs(folder):
+    """Without the packages of the extra, what needs them says so, and predicting still works."""
+    commands = (
+        ["train", "any.yaml"],
+        ["export", "checkpoint", "folder"],
+        ["base", "compact"],
+        ["data", "check", "any.jsonl", "--ontology", "any.yaml"],
+        ["predict", str(folder)],
+    )
+    code = (
+        "import json, sys\n"
+        f"sys.modules.update(dict.fromkeys({TRAINING_PACKAGES}))\n"
+        "from typer.testing import CliRunner\n"
+        "from rasid.cli import app\n"
+        f"results = [CliRunner().invoke(app, args) for args in {commands}]\n"
+        "print(json.dumps([[r.exit_code, r.stderr, repr(r.exception)] for r in results]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *without, predicted = json.loads(done.stdout)
+    for (status, message, _), command in zip(without, commands, strict=False):
+        assert status == 2, command
+        assert "needs the training extra" in message and "pip install 'rasid[train]'" in message, command
+    assert predicted[0] == 0, predicted

@@ -1,0 +1,231 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback
+
+from rasid import training
+from rasid.checkpoint import load_torch_extractor
+from rasid.errors import ConfigError, DataError
+from rasid.inference import Extractor
+from rasid.metrics import score_entities, score_relations
+from rasid.model import RasidModel
+from rasid.records import Article, read_articles
+from rasid.run import run
+from rasid.schema import Ontology
+from rasid.training import RasidTrainer, dev_scores, fit, keep_relations, training_arguments
+
+ROOT = Path(__file__).parents[1]
+Configure = Callable[..., Any]
+Weights = dict[str, torch.Tensor]
+
+
+def weights(model: RasidModel) -> Weights:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(a: Weights, b: Weights) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def articles(toy: dict[str, Path]) -> dict[str, list[Article]]:
+    return {split: list(read_articles(toy[split])) for split in ("train", "dev")}
+
+
+@pytest.fixture
+def two_epochs(configure_toy: Configure, tmp_path: Path) -> Callable[..., Any]:
+    """`two_epochs(name, *overrides)`: a config of two epochs whose output is a folder of that name."""
+    return lambda name, *more: configure_toy(tmp_path / name, "training.epochs=2", *more)
+
+
+def test_one_seed_gives_one_model(two_epochs: Configure, articles: dict[str, list[Article]]) -> None:
+    first, again, other = (
+        fit(two_epochs(name, f"seed={seed}"), **articles) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert equal(weights(first[0]), weights(again[0]))
+    assert first[2]["epochs"] == again[2]["epochs"]
+    assert not equal(weights(first[0]), weights(other[0]))
+    assert not first[0].training
+
+
+class _Interrupt(EarlyStoppingCallback):
+    """Stops the program at the start of the second epoch."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.epoch >= 1:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_run_goes_on_where_it_stopped(
+    two_epochs: Configure, articles: dict[str, list[Article]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(two_epochs("whole"), **articles)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "EarlyStoppingCallback", _Interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(two_epochs("parts"), **articles)
+    steps: list[int] = []
+    step = RasidTrainer.training_step
+    monkeypatch.setattr(RasidTrainer, "training_step", lambda *args, **kw: steps.append(1) or step(*args, **kw))
+    parts = fit(two_epochs("parts"), **articles)
+    assert len(steps) == 6  # of 12: the second epoch alone
+    assert equal(weights(whole[0]), weights(parts[0]))
+    assert whole[2]["epochs"] == parts[2]["epochs"]
+    assert [e["epoch"] for e in parts[2]["epochs"]] == [1.0, 2.0]
+
+
+def test_run_refuses_what_another_config_left(
+    two_epochs: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "EarlyStoppingCallback", _Interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(two_epochs("run"))
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+    for change in ("seed=99", "training.epochs=3", "heads.dropout=0"):
+        with pytest.raises(ConfigError, match="holds an unfinished run of another config"):
+            run(two_epochs("run", change))
+    # What does not touch the training may change; the rest then goes through.
+    run(two_epochs("run", "name=other", "export.max_drop=99"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    run(two_epochs("run", "seed=99"))
+
+
+def test_early_stopping_keeps_the_best(
+    configure_toy: Configure, articles: dict[str, list[Article]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = [0.2, 0.7, 0.9, 0.5, 0.8, 1.0]
+    thresholds = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    seen: list[Weights] = []
+
+    def scripted(model: RasidModel, *_: Any) -> dict[str, float]:
+        assert not model.training
+        epoch = len(seen)
+        seen.append(weights(model))
+        score = scores[epoch]
+        return {
+            "entity_f1": score,
+            "relation_f1": score,
+            "mean_f1": score,
+            "relation_threshold": thresholds[epoch],
+        }
+
+    monkeypatch.setattr(training, "dev_scores", scripted)
+    config = configure_toy(tmp_path, "training.epochs=6", "training.patience=2")
+    model, _, facts = fit(config, **articles)
+    assert len(seen) == 5  # two after the best one
+    assert facts["best"] == 0.9
+    assert [e["mean_f1"] for e in facts["epochs"]] == scores[:5]
+    assert equal(weights(model), seen[2])
+    assert not equal(weights(model), seen[4])
+    assert model.config.model_settings().relation_threshold == 0.4
+    left = list((tmp_path / "checkpoints").iterdir())
+    assert len(left) <= 2  # the best one and the last
+
+
+def test_toy_ontology_is_learned(toy_run: Path, toy: dict[str, Path], articles: dict[str, list[Article]]) -> None:
+    ontology = Ontology.load(toy["ontology"])
+    for extractor in (load_torch_extractor(toy_run / "torch"), Extractor.load(toy_run / "onnx")):
+        assert extractor.ontology == ontology
+        pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles["dev"]]
+        assert {e.type for _, found in pairs for e in found.entities} == {"UNIT", "PLACE"}
+        assert {r.type for _, found in pairs for r in found.relations} == {"GOES"}
+        assert score_entities(pairs, ontology, samples=0).micro.f1 > 0.9
+        assert score_relations(pairs, ontology, samples=0).micro.f1 > 0.9
+    # Proclitics are cut, in a sentence that training did not have.
+    found = Extractor.load(toy_run / "onnx")("قصف مدفعي بالرقة ولا صلة لفرقة الرعد به.")
+    assert [(e.type, e.text) for e in found.entities] == [("PLACE", "الرقة"), ("UNIT", "فرقة الرعد")]
+    assert found.relations == ()
+
+
+def test_dev_scores_are_those_of_the_model_with_its_threshold(
+    toy_run: Path, articles: dict[str, list[Article]]
+) -> None:
+    extractor = load_torch_extractor(toy_run / "torch")
+    model = extractor.backend.model
+    scores = dev_scores(model, extractor.encoder, articles["dev"])
+    extractor.settings = extractor.settings.model_copy(update={"relation_threshold": scores["relation_threshold"]})
+    pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles["dev"]]
+    assert scores["entity_f1"] == score_entities(pairs, extractor.ontology, samples=0).micro.f1
+    assert scores["relation_f1"] == score_relations(pairs, extractor.ontology, samples=0).micro.f1
+    assert scores["mean_f1"] == (scores["entity_f1"] + scores["relation_f1"]) / 2
+
+
+def test_keep_relations(toy_run: Path) -> None:
+    found = Extractor.load(toy_run / "onnx")("وصل اللواء الأول إلى حلب أمس.")
+    (relation,) = found.relations
+    assert keep_relations(found, relation.score).relations == (relation,)
+    assert keep_relations(found, relation.score + 0.001).relations == ()
+    assert keep_relations(found, 1.0).entities == found.entities
+
+
+def test_two_learning_rates_and_decay_for_matrices_only(
+    configure_toy: Configure, articles: dict[str, list[Article]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizers: list[tuple[torch.optim.Optimizer, RasidModel]] = []
+    create = RasidTrainer.create_optimizer
+
+    def spy(self: RasidTrainer, *args: Any) -> torch.optim.Optimizer:
+        optimizers.append((create(self, *args), self.model))
+        return optimizers[-1][0]
+
+    monkeypatch.setattr(RasidTrainer, "create_optimizer", spy)
+    rates = ("training.encoder_learning_rate=1e-4", "training.head_learning_rate=7e-4", "training.weight_decay=0.2")
+    fit(configure_toy(tmp_path, *rates), **articles)
+    optimizer, model = optimizers[0]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = {names[p]: group for group in optimizer.param_groups for p in group["params"]}
+    assert groups.keys() == dict(model.named_parameters()).keys()
+    for name, group in groups.items():
+        assert group["initial_lr"] == (1e-4 if name.startswith("encoder.") else 7e-4), name
+        assert group["weight_decay"] == (0.2 if dict(model.named_parameters())[name].ndim > 1 else 0), name
+
+
+def test_bfloat16_where_nothing_computes_in_it(configure_toy: Configure, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(training, "computes_in_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match=r"training\.precision=bf16: neither .* use auto or fp32"):
+        training_arguments(configure_toy(tmp_path, "training.precision=bf16"))
+    assert training_arguments(configure_toy(tmp_path, "training.precision=auto")).bf16 is False
+    monkeypatch.setattr(training, "computes_in_bfloat16", lambda: True)
+    assert training_arguments(configure_toy(tmp_path, "training.precision=auto")).bf16 is True
+    assert training_arguments(configure_toy(tmp_path, "training.precision=fp32")).bf16 is False
+
+
+def test_empty_training_corpus(configure_toy: Configure, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"empty\.jsonl: no articles; give a JSONL corpus with at least one"):
+        run(configure_toy(tmp_path / "run", f"data.train=[{tmp_path / 'empty.jsonl'}]"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_article_without_any_entity(configure_toy: Configure, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"id": "a", "text": "لا شيء يذكر هنا اليوم"}\n', encoding="utf-8")
+    result = run(configure_toy(tmp_path / "run", f"data.train=[{tmp_path / 'one.jsonl'}]"))
+    assert Extractor.load(result.model).ontology.entity_types == ("UNIT", "PLACE")
+
+
+def test_script_runs_under_accelerate(toy: dict[str, Path], tmp_path: Path) -> None:
+    overrides = [
+        f"output={tmp_path / 'run'}",
+        f"ontology={toy['ontology']}",
+        f"data.train=[{toy['train']}]",
+        f"data.dev={toy['dev']}",
+        "data.test=null",
+    ]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    result = subprocess.run(
+        [*launch, "train/train.py", "configs/debug.yaml", *overrides],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "entity_f1" in result.stderr
+    assert Extractor.load(tmp_path / "run" / "onnx")("وصل اللواء الأول إلى حلب").text

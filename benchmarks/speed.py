@@ -2,9 +2,9 @@
 
     python benchmarks/speed.py runs/compact data/test.jsonl
 
-Both read the same windows through the same code; only the backend differs. They take turns, round by round, so that a change
-of the machine's speed hits both. Prints pieces per second of each (whole path: tokenising, network, decoding), the median
-of the rounds' ratios, and of the exported model the load time and the peak memory in a process of its own.
+Both read the same windows through the same code; only the backend differs. They take turns, round by round, so that a
+change of the machine's speed hits both. Prints pieces per second of each (whole path: tokenising, network, decoding), the
+median of the rounds' ratios, and of the exported model the load time and the peak memory in a process of its own.
 """
 
 import argparse
@@ -64,7 +64,8 @@ def main() -> None:
     command = [sys.executable, "-c", LOAD, str(args.run / "onnx"), str(args.threads), str(args.articles)]
     load, memory = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
-    table = Table(title=f"{len(texts)} articles, {pieces:,} pieces, {args.threads} thread(s), median of {args.rounds} rounds")
+    title = f"{len(texts)} articles, {pieces:,} pieces, {args.threads} thread(s), median of {args.rounds} rounds"
+    table = Table(title=title)
     for column in ("", "pieces/s", "articles/s"):
         table.add_column(column, justify="left" if not column else "right")
     for name, times in zip(("int8, ONNX Runtime", "float32, torch"), zip(*rounds, strict=True), strict=True):
@@ -73,7 +74,8 @@ def main() -> None:
     console = Console()
     console.print(table)
     ratios = sorted(slow / fast for fast, slow in rounds)
-    console.print(f"int8 is {statistics.median(ratios):.2f}× as fast ({ratios[0]:.2f}–{ratios[-1]:.2f} over the rounds)")
+    middle = statistics.median(ratios)
+    console.print(f"int8 is {middle:.2f}× as fast ({ratios[0]:.2f}–{ratios[-1]:.2f} over the rounds)")
     console.print(f"import and load {float(load):.2f} s, peak memory {float(memory):.0f} MB")
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An ontology of two types and one relation, with corpora that are easy to learn."""
     folder = tmp_path_factory.mktemp("toy")
     pairs = list(itertools.product(UNITS, PLACES))
-    articles = [toy_article(n, *pairs[n * 7 % len(pairs)]) for n in range(len(pairs) * 3)]
+    articles = [toy_article(n, *pairs[n // 3]) for n in range(3 * len(pairs))]
+    random.Random(0).shuffle(articles)
     (folder / "ontology.yaml").write_text(TOY_ONTOLOGY, encoding="utf-8")
     return {
         "ontology": folder / "ontology.yaml",

@@ -358,7 +358,7 @@ def test_unsound_base(
         (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors; weights are read from safetensors"),
         (lambda f: cut_file(f / "model.safetensors"), "cannot be read or do not fit"),
         (lambda f: change_config(f, relation_size=64), "do not fit the config"),
-        (lambda f: change_config(f, relation_layers=2), "do not fit the config.*missing_keys"),
+        (lambda f: change_config(f, context_heads=8), "do not fit the config"),
         (lambda f: change_weights(f, lambda w: w.pop("tag_head.bias")), r"do not fit the config.*tag_head\.bias"),
         (
             lambda f: change_weights(f, lambda w: w.update({"tag_head.bias": torch.zeros(3)})),

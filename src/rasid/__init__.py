@@ -5,5 +5,15 @@ from rasid.inference import Extractor
 from rasid.records import Article, Entity, Relation
 from rasid.schema import Ontology
 
-__all__ = ["Article", "ConfigError", "DataError", "Entity", "Extractor", "ModelError", "Ontology", "RasidError", "Relation"]
+__all__ = [
+    "Article",
+    "ConfigError",
+    "DataError",
+    "Entity",
+    "Extractor",
+    "ModelError",
+    "Ontology",
+    "RasidError",
+    "Relation",
+]
 __version__ = "0.1.0"

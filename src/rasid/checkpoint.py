@@ -116,7 +116,7 @@ def load_encoder(base: str | Path, *, local: bool = False) -> PreTrainedModel:
             f"{base}: {len(missing)} weights of the encoder are missing, {', '.join(missing[:3])} among them; "
             "the base is incomplete or not what its config.json says"
         )
-    return encoder  # type: ignore[no-any-return]
+    return encoder
 
 
 def longest_window(encoder: PreTrainedModel) -> int | None:

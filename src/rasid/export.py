@@ -97,7 +97,7 @@ def _export(
 ) -> None:
     with warnings.catch_warnings():
         # Of constants in the trace: that they are right for inputs of other sizes is what the gate finds out.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit._trace.TracerWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
         torch.onnx.export(
             graph.eval(),

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import PartialState
 
 from rasid.card import render_card
-from rasid.config import RunConfig, load_config
+from rasid.config import ExportConfig, RunConfig, load_config
 from rasid.errors import ConfigError, DataError
 from rasid.evaluation import Evaluation, evaluate
 from rasid.export import export
@@ -76,15 +76,20 @@ def _claim_output(config: RunConfig) -> None:
     What does not change the training may differ, so that a model that the export refused need not be trained again.
     """
     record = config.output / CONFIG_FILE
-    if (config.output / CHECKPOINTS).is_dir() and record.is_file():
-        free = {"name": True, "output": True, "export": True, "data": {"test"}}
-        if load_config(record).model_dump(exclude=free) != config.model_dump(exclude=free):
-            raise ConfigError(
-                f"{config.output}: holds an unfinished run of another config ({record}); go on with that one, "
-                "remove the folder, or give another output"
-            )
+    unfinished = (config.output / CHECKPOINTS).is_dir() and record.is_file()
+    if unfinished and _training_part(load_config(record)) != _training_part(config):
+        raise ConfigError(
+            f"{config.output}: holds an unfinished run of another config ({record}); go on with that one, "
+            "remove the folder, or give another output"
+        )
     config.output.mkdir(parents=True, exist_ok=True)
     record.write_text(config.to_yaml(), encoding="utf-8")
+
+
+def _training_part(config: RunConfig) -> RunConfig:
+    """The config with everything blanked that leaves the training as it is."""
+    data = config.data.model_copy(update={"test": None})
+    return config.model_copy(update={"name": "", "output": Path(), "export": ExportConfig(), "data": data})
 
 
 def read_corpora(paths: Sequence[Path], ontology: Ontology) -> list[Article]:

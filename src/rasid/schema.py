@@ -1,4 +1,4 @@
-"""The ontology: entity types, relation types and what each relation may join. It is data; no other module names a type."""
+"""The ontology: entity types, relation types and what each may join. It is data; no other module names a type."""
 
 from functools import cached_property
 from pathlib import Path
@@ -124,4 +124,4 @@ class Ontology(BaseModel):
             raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
         if not isinstance(value, dict):
             raise ConfigError(f"{path}: expected a mapping with entity_types and relation_types")
-        return cls.parse(value, str(path))  # type: ignore[arg-type]
+        return cls.parse(value, str(path))

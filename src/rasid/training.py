@@ -1,19 +1,29 @@
 """Fine-tuning: a thin subclass of the Trainer, judged on dev by the extractor that users run."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerControl,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from rasid.checkpoint import create_model, torch_extractor
 from rasid.config import RunConfig, TrainingConfig
 from rasid.dataset import Collator, build_dataset, label_counts
+from rasid.decoding import Floats
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError
+from rasid.inference import Backend
 from rasid.metrics import score_entities, score_relations
 from rasid.model import RasidModel
 from rasid.random_base import RANDOM, make_random_base
@@ -29,6 +39,9 @@ THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(11))  # 0.2 … 0.7
 
 class RasidTrainer(Trainer):  # type: ignore[misc]
     """Two learning rates, and evaluation through the extractor instead of a loop over batches."""
+
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
 
     def __init__(self, *args: Any, run: RunConfig, dev: Sequence[Article], encoder: TextEncoder, **kwargs: Any):
         self.run_config = run
@@ -68,28 +81,47 @@ def dev_scores(model: RasidModel, encoder: TextEncoder, articles: Sequence[Artic
     The threshold is the one of `THRESHOLDS` under which relations score best here; it belongs to the model.
     """
     extractor = torch_extractor(model, encoder)
-    extractor.settings = extractor.settings.model_copy(update={"relation_threshold": THRESHOLDS[0]})
-    pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles]
-    entity = score_entities(pairs, extractor.ontology, samples=0).micro.f1
+    extractor.backend = _Remembering(extractor.backend)
+    by_threshold = {}
+    for threshold in THRESHOLDS if extractor.ontology.relation_names else THRESHOLDS[:1]:
+        extractor.settings = extractor.settings.model_copy(update={THRESHOLD: threshold})
+        pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles]
+        by_threshold[threshold] = score_relations(pairs, extractor.ontology, samples=0).micro.f1
+    entity = score_entities(pairs, extractor.ontology, samples=0).micro.f1  # entities are the same under all
     if not extractor.ontology.relation_names:
         return {"entity_f1": entity, "relation_f1": 0.0, BEST: entity, THRESHOLD: 0.5}
-    relation, threshold = max(
-        (score_relations([(g, keep_relations(p, t)) for g, p in pairs], extractor.ontology, samples=0).micro.f1, t)
-        for t in THRESHOLDS
-    )
+    relation, threshold = max((f1, threshold) for threshold, f1 in by_threshold.items())
     return {"entity_f1": entity, "relation_f1": relation, BEST: (entity + relation) / 2, THRESHOLD: threshold}
 
 
-def keep_relations(article: Article, threshold: float) -> Article:
-    """The article with those of its relations that score `threshold` or more."""
-    kept = tuple(r for r in article.relations if r.score is not None and r.score >= threshold)
-    return article.model_copy(update={"relations": kept})
+class _Remembering:
+    """A backend that runs the network once for each input, since thresholds change only what is made of its answers."""
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+        self._answers: dict[bytes, Any] = {}
+
+    def encode(self, *arrays: Any) -> tuple[Floats, Floats, Floats]:
+        """See `rasid.inference.Backend`."""
+        return self._answer(self.backend.encode, arrays)  # type: ignore[no-any-return]
+
+    def relate(self, *arrays: Any) -> Floats:
+        """See `rasid.inference.Backend`."""
+        return self._answer(self.backend.relate, arrays)  # type: ignore[no-any-return]
+
+    def _answer(self, ask: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
+        key = hashlib.sha256()
+        for array in arrays:
+            key.update(repr(array.shape).encode() + array.tobytes())
+        if (digest := key.digest()) not in self._answers:
+            self._answers[digest] = ask(*arrays)
+        return self._answers[digest]
 
 
 def computes_in_bfloat16() -> bool:
     """Whether the GPU, or else the processor, multiplies bfloat16 in hardware."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 

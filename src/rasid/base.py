@@ -238,6 +238,14 @@ def _load(source: str, wheel: Path | None, work: Path) -> tuple[PreTrainedModel,
     return *load_checkpoint(folder), facts
 
 
+def describe_base(name: str) -> str:
+    """What a base is, in words for a model card: for a compact one, what it was made from; else its name."""
+    folder = compact_dir() if name == COMPACT else Path(name).expanduser()
+    if (info := read_info(folder)) is None:
+        return f"`{folder.name if folder.is_dir() else name}`"
+    return f"multilingual-e5-small, vocabulary trimmed to Arabic, out of the {info.source} `{info.origin}` ({info.licence})"
+
+
 def resolve_base(name: str) -> Path | str:
     """Find the encoder to fine-tune: `compact` is made or cached, a folder is itself, the rest is a hub id.
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from rasid.base import describe_base
 from rasid.checkpoint import create_model, torch_extractor
 from rasid.config import RunConfig, TrainingConfig
 from rasid.dataset import Collator, build_dataset, label_counts
@@ -209,6 +210,8 @@ def fit(
     facts = {
         "epochs": history,
         "best": trainer.state.best_metric,
+        "threshold": threshold,
+        "base": describe_base(run.base),
         "seconds": round(result.metrics["train_runtime"], 1),
         "windows": len(dataset),
         "unpredictable": vars(losses),

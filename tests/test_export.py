@@ -70,7 +70,7 @@ SHAPES = [(3, 1), (4, 2), (17, 9), (60, 40), (130, 64), (256, 254), (20, 30)]
 
 @pytest.mark.parametrize(("pieces", "words"), SHAPES)
 def test_float32_graphs_equal_torch(torch_backend: TorchBackend, fp32: Path, pieces: int, words: int) -> None:
-    onnx_backend = OnnxBackend(fp32, threads=1)
+    onnx_backend = OnnxBackend(fp32)
     ids, places = window(pieces, words)
     expected = torch_backend.encode(ids, places)
     for a, b in zip(onnx_backend.encode(ids, places), expected, strict=True):
@@ -88,14 +88,14 @@ def test_float32_graphs_equal_torch(torch_backend: TorchBackend, fp32: Path, pie
 
 @pytest.mark.parametrize("form", ["fp32", "int8"])
 def test_no_pairs(fp32: Path, int8: Path, form: str) -> None:
-    backend = OnnxBackend({"fp32": fp32, "int8": int8}[form], threads=1)
+    backend = OnnxBackend({"fp32": fp32, "int8": int8}[form])
     states = backend.encode(*window(9, 5))[2]
     tags, spans, none = relation_inputs(states, 1, 0)
     assert backend.relate(states, tags, spans, none).shape == (0, 2, 12)
 
 
 def test_int8_graphs_are_close_and_small(torch_backend: TorchBackend, fp32: Path, int8: Path) -> None:
-    backend = OnnxBackend(int8, threads=1)
+    backend = OnnxBackend(int8)
     for pieces, words in SHAPES:
         ids, places = window(pieces, words)
         for a, b in zip(backend.encode(ids, places), torch_backend.encode(ids, places), strict=True):

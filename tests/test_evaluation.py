@@ -137,6 +137,34 @@ def test_an_extractor_that_loses_articles_is_an_error() -> None:
         evaluate(Lossy(), GOLD, ONTOLOGY)
 
 
+def test_no_articles_are_an_error() -> None:
+    with pytest.raises(DataError, match="no articles to evaluate on"):
+        evaluate(Canned(), [], ONTOLOGY)
+
+
+def test_a_gold_entity_without_a_word_is_a_miss_and_stops_nothing() -> None:
+    text = "دخل \u200f حلب"
+    gold = article("marks", text, {"\u200f": "UNIT", "حلب": "PLACE"}, ("\u200f", "AT", "حلب"))
+
+    class Real(Canned):
+        def pipe(self, texts: Iterable[str]) -> Iterator[Article]:
+            return (Article(id="", text=t) for t in texts)
+
+        def relate(self, article: Article) -> Article:
+            assert [e.text for e in article.entities] == ["حلب"]  # the real one refuses what covers no word
+            return article
+
+    result = evaluate(Real(), [gold], ONTOLOGY, samples=0)
+    assert result.entities.micro.fn == 2
+    assert result.relations["gold entities"].micro.fn == 1
+
+
+def test_a_report_that_cannot_be_written_is_explained(evaluation: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file: cannot be written: .*; give another folder"):
+        evaluation.save(tmp_path / "file")
+
+
 def test_save_writes_exactly_the_report(evaluation: Evaluation, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "report"
     written = evaluation.save(folder)

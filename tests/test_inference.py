@@ -216,6 +216,16 @@ def test_long_articles_are_read_to_the_end():
         assert len(article.entities) == text.count("قسد")
 
 
+def test_an_article_of_five_megabytes():
+    text = f"{SENTENCE * 3}\n" * (5_000_000 // len(f"{SENTENCE * 3}\n".encode())) + "ثم " * 10_000 + "قسد"
+    extractor = keyword()
+    article = extractor(text)
+    check(article, text, ONTOLOGY)
+    words = [text[start:end] for start, end in extractor.encoder.encode(text).words.tolist()]
+    assert [e.text for e in article.entities] == [w for w in words if w in ("قسد", "داعش", "حلب")]
+    assert article.entities[-1].end == len(text)
+
+
 def window(words: tuple[int, int]) -> Window:
     return Window(words, words, np.zeros(3, dtype=np.int64), np.ones(words[1] - words[0], dtype=np.int64))
 

@@ -140,6 +140,17 @@ def test_reading_names_the_line_of_the_problem(tmp_path):
         list(read_articles(tmp_path / "no.jsonl"))
 
 
+@pytest.mark.parametrize("field", ['"start": "0"', '"start": true', '"end": 3.0', '"score": 1.5', '"score": NaN'])
+def test_numbers_are_not_guessed(field):
+    good = '{"id": "T1", "type": "UNIT", "start": 0, "end": 3, "text": "قسد", "score": 0.5}'
+    name = field.split(":")[0]
+    bad = ", ".join(field if part.startswith(name) else part for part in good[1:-1].split(", "))
+    line = '{"id": "a", "text": "قسد", "entities": [%s]}'
+    parse_article(line % good, "here")
+    with pytest.raises(DataError, match=rf"here: not an article record: entities\.0\.{name[1:-1]}: "):
+        parse_article(line % f"{{{bad}}}", "here")
+
+
 def test_lone_surrogates_are_refused():
     assert check_text("🚀 قسد") == "🚀 قسد"
     with pytest.raises(DataError, match=r"lone surrogate U\+D83D at character 2"):

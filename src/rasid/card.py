@@ -27,7 +27,11 @@ def render_card(config: RunConfig, results: dict[str, Evaluation], facts: dict[s
     )
     environment.filters["score"] = format_score
     return environment.get_template("card.md").render(
-        config=config, results=results, facts=facts, train_articles=train_articles
+        config=config,
+        results=results,
+        facts=facts,
+        train_articles=train_articles,
+        ontology=next(iter(results.values())).ontology,
     )
 
 

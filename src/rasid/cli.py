@@ -58,11 +58,15 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSONL file to write; standard output by default.")
     ] = None,
-    errors: Annotated[Path | None, typer.Option(help="Error file; errors.jsonl beside --out by default.")] = None,
+    errors: Annotated[
+        Path | None, typer.Option(help="Error file; errors.jsonl beside --out by default, or standard error.")
+    ] = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Exported model; the shipped one by default.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Articles read at once; as many as processors by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Articles read at once; as many as processors by default.")
+    ] = None,
 ) -> None:
     """Extract entities and relations from articles. Exit status 1 if an article could not be read."""
     from rasid.inference import Extractor
@@ -72,12 +76,12 @@ def predict(
     if "-" in inputs and len(inputs) > 1:
         raise ConfigError("- (standard input) goes alone; give either - or paths")
     sources = [] if inputs == ["-"] else find_sources(Path(i) for i in inputs)
-    errors = errors or (out.parent if out else Path()) / "errors.jsonl"
+    errors = errors or (out.parent / "errors.jsonl" if out else None)
     _check_targets([p for p in (out, errors) if p], [s.path for s in sources])
     extractor = Extractor.load(model, threads=threads)
     with ExitStack() as files:
         target = files.enter_context(_create(out)) if out else files.enter_context(_standard_output())
-        log = files.enter_context(_create(errors))
+        log = files.enter_context(_create(errors)) if errors else sys.stderr
         if not sources:
             summary = run(extractor, [_standard_input()], target, log)
         else:
@@ -87,7 +91,7 @@ def predict(
     _print_summary(summary, out, errors)
     if summary.failed:
         raise typer.Exit(1)
-    if errors.is_file():  # not a device such as /dev/null
+    if errors and errors.is_file():  # not a device such as /dev/null
         errors.unlink()
 
 
@@ -215,18 +219,21 @@ def _progress() -> Progress:
     return Progress(*columns, console=stderr, transient=True)
 
 
-def _print_summary(summary: Summary, out: Path | None, errors: Path) -> None:
+def _print_summary(summary: Summary, out: Path | None, errors: Path | None) -> None:
     def line(counts: dict[str, int]) -> str:
         return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
 
     rate = summary.articles / summary.seconds if summary.seconds else 0.0
-    stderr.print(f"{summary.articles:,} articles in {summary.seconds:.1f} s ({rate:,.1f} per second)", highlight=False)
+    stderr.print(
+        f"articles: {summary.articles:,} in {summary.seconds:.1f} s ({rate:,.1f} per second)",
+        highlight=False,
+    )
     stderr.print(f"{summary.entities.total():,} entities: {line(summary.entities)}", soft_wrap=True, highlight=False)
     stderr.print(f"{summary.relations.total():,} relations: {line(summary.relations)}", soft_wrap=True, highlight=False)
     if out:
         stderr.print(f"results: {out}", soft_wrap=True, highlight=False)
     if summary.failed:
-        stderr.print(f"[red]{summary.failed:,} not read[/], see {errors}", soft_wrap=True, highlight=False)
+        stderr.print(f"[red]{summary.failed:,} not read[/], see {errors or 'above'}", soft_wrap=True, highlight=False)
 
 
 def train_script() -> None:

@@ -100,7 +100,7 @@ class RunConfig(_Section):
 
     Attributes:
         name: Name of the model, on its card.
-        base: `compact`, a hub id, or a local checkpoint folder.
+        base: `compact`, `random` (small and untrained, to try a run out), a hub id, or a local checkpoint folder.
         output: Folder of the run.
         ontology: YAML file of types.
         seed: Of initialisation, order and dropout.
@@ -158,6 +158,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> str:
     key = ".".join(str(part) for part in loc)
+    if kind == "tuple_type":
+        return f"{key}: expected a list, such as {key}=[a,b]"
     if kind != "extra_forbidden":
         return f"{key}: {message}"
     from difflib import get_close_matches

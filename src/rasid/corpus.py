@@ -11,6 +11,7 @@ from rasid.errors import DataError
 from rasid.formats import scan
 from rasid.records import Article
 from rasid.schema import Ontology
+from rasid.settings import load_settings, shipped_model
 
 ONTOLOGY_FILE = Path("data/ontology.yaml")
 SLICE = "slice"  # the key of `meta` that names the part of a corpus an article comes from
@@ -27,8 +28,6 @@ def default_ontology() -> Ontology:
     """
     if ONTOLOGY_FILE.is_file():
         return Ontology.load(ONTOLOGY_FILE)
-    from rasid.settings import load_settings, shipped_model
-
     return load_settings(shipped_model()).ontology
 
 

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from rasid.decoding import Ints, Span, tag_words
 from rasid.encoding import Encoding, TextEncoder
 from rasid.errors import DataError
 from rasid.inference import pairs_in_paragraphs, word_span
+from rasid.metrics import join_groups
 from rasid.model import IGNORED
-from rasid.records import Article, Entity
+from rasid.records import Article, Entity, Relation
 from rasid.schema import Ontology
 from rasid.settings import ModelSettings
 from rasid.text import proclitic_cuts
@@ -133,7 +135,7 @@ def _proclitic_length(e: Entity, text: str, words: Ints, span: Span, settings: M
     return possible.index(e.start - begin) if e.start - begin in possible else None
 
 
-def close_groups(article: Article, ontology: Ontology) -> list[Any]:
+def close_groups(article: Article, ontology: Ontology) -> list[Relation]:
     """The article's relations, with those of transitive types closed: all pairs of a group linked, earlier one first.
 
     Which chain joins a group is a matter of layout; that two mentions name the same thing is what the text says.
@@ -142,20 +144,9 @@ def close_groups(article: Article, ontology: Ontology) -> list[Any]:
     transitive = {name for name, rule in ontology.relation_types.items() if rule.transitive}
     result = [r for r in article.relations if r.type not in transitive]
     for name in transitive:
-        group: dict[str, set[str]] = {}
-        template = None
-        for r in article.relations:
-            if r.type == name:
-                template = r
-                merged = group.get(r.head, {r.head}) | group.get(r.tail, {r.tail})
-                group.update(dict.fromkeys(merged, merged))
-        for members in {frozenset(g) for g in group.values()}:
+        for members in join_groups((r.head, r.tail) for r in article.relations if r.type == name):
             ranked = sorted(members, key=order.__getitem__)
-            result += [
-                template.model_copy(update={"head": a, "tail": b})  # type: ignore[union-attr]
-                for n, a in enumerate(ranked)
-                for b in ranked[n + 1 :]
-            ]
+            result += [Relation(type=name, head=a, tail=b) for a, b in combinations(ranked, 2)]
     return sorted(result, key=lambda r: (order[r.head], order[r.tail], r.type))
 
 

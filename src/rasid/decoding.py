@@ -122,6 +122,7 @@ def decode_entities(
     tag_logits: Floats,
     proclitic_logits: Floats,
     ontology: Ontology,
+    first_id: int = 1,
 ) -> tuple[list[Span], list[Entity]]:
     """Entities of an article in text order; their ids are `T1`, `T2` and so on.
 
@@ -132,6 +133,7 @@ def decode_entities(
         tag_logits: float32 [W, T].
         proclitic_logits: float32 [W, K].
         ontology: Types and proclitics.
+        first_id: Number of the first one.
     """
     allowed = allowed_transitions(len(ontology.tags))
     log_probs = log_softmax(tag_logits)
@@ -147,7 +149,7 @@ def decode_entities(
             spans.append(span)
             entities.append(
                 Entity(
-                    id=f"T{len(spans)}",
+                    id=f"T{first_id + len(entities)}",
                     type=ontology.entity_types[span.type],
                     start=begin + cut,
                     end=end,

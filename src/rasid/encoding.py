@@ -1,7 +1,8 @@
 """Text to arrays: words, pieces, and windows that keep paragraphs whole where they fit."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +33,11 @@ class Window:
     input_ids: Ints
     word_pieces: Ints
 
+    def shifted(self, by: int) -> "Window":
+        """The same window with `by` added to the numbers of its words."""
+        words, core = ((a + by, b + by) for a, b in (self.words, self.core))
+        return replace(self, words=words, core=core)
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -46,6 +52,24 @@ class Encoding:
     words: Ints
     paragraphs: tuple[tuple[int, int], ...]
     windows: tuple[Window, ...]
+
+    def sections(self) -> Iterator["Encoding"]:
+        """The article in parts, each an encoding by itself, in order: no paragraph and no window is in two of them.
+
+        What a window's pass gives is needed until its section is decoded and no longer, so memory does not grow with
+        the article. Offsets of words stay those in the raw text.
+        """
+        starts = [start for start, _ in self.paragraphs]
+        known = set(starts)
+        begins = [i for i, window in enumerate(self.windows) if window.words[0] in known]
+        for first, after in pairwise([*begins, len(self.windows)]):
+            start, stop = self.windows[first].words[0], self.windows[after - 1].words[1]
+            inside = self.paragraphs[bisect_left(starts, start) : bisect_left(starts, stop)]
+            yield Encoding(
+                words=self.words[start:stop],
+                paragraphs=tuple((a - start, b - start) for a, b in inside),
+                windows=tuple(w.shifted(-start) for w in self.windows[first:after]),
+            )
 
 
 @dataclass(frozen=True)

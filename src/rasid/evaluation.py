@@ -14,7 +14,7 @@ from rasid.records import Article
 from rasid.schema import OUTSIDE, Ontology
 from rasid.text import split_words
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 ENTITIES_FILE = "entities.txt"
@@ -76,7 +76,7 @@ class Evaluation:
             The files written.
 
         Raises:
-            ConfigError: if a package of the `train` extra is missing.
+            ConfigError: if a package of the `train` extra is missing, or the folder cannot be written.
         """
         contents: dict[str, bytes] = {
             METRICS_FILE: (json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n").encode(),
@@ -88,9 +88,12 @@ class Evaluation:
             ).encode(),
         }
         folder = Path(report_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (folder / name).write_bytes(content)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be written: {error.strerror}; give another folder") from error
         return tuple(folder / name for name in contents)
 
 
@@ -113,10 +116,13 @@ def evaluate(
 
     Raises:
         ConfigError: if the extractor predicts types that the ontology lacks.
-        DataError: if the extractor returns another number of articles or another text than it was given.
+        DataError: if there are no articles, or the extractor returns another number of them or another text than it
+            was given.
     """
     _check_types(extractor.ontology, ontology)
     gold = tuple(articles)
+    if not gold:
+        raise DataError("no articles to evaluate on; give a corpus with at least one")
     found = list(extractor.pipe([article.text for article in gold]))
     if len(found) != len(gold):
         raise DataError(
@@ -170,7 +176,8 @@ def word_report(pairs: Iterable[Pair]) -> str:
 
 
 def _without_relations(gold: Article, known: Ontology) -> Article:
-    entities = tuple(e for e in gold.entities if e.type in known.entity_types)
+    # Entities that no model can place, such as a lone direction mark, are left out; their relations count as misses.
+    entities = tuple(e for e in gold.entities if e.type in known.entity_types and split_words(e.text))
     return gold.model_copy(update={"entities": entities, "relations": ()})
 
 
@@ -184,4 +191,4 @@ def _check_types(predicted: Ontology, scored: Ontology) -> None:
                 f"the extractor predicts {what} {unknown}, which the ontology lacks; it has {list(scores)}"
             )
         if lacking := sorted(set(scores) - set(predicts)):
-            LOG.warning("the extractor cannot predict the %s %s; gold ones count as misses", what, lacking)
+            logger.warning("the extractor cannot predict the %s %s; gold ones count as misses", what, lacking)

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
 from torch import Tensor, nn
 
 from rasid.checkpoint import load_checkpoint, load_torch_extractor
-from rasid.errors import ModelError
+from rasid.errors import ConfigError, DataError, ModelError
 from rasid.inference import Extractor
 from rasid.metrics import score_entities, score_relations
 from rasid.model import RasidModel
+from rasid.quantization import quantize_graph
 from rasid.records import Article
 from rasid.settings import CONFIG_FILE, ENCODER_FILE, RELATIONS_FILE, TOKENIZER_FILE
 
@@ -112,20 +111,9 @@ def _export(
 
 
 def quantize(source: Path, target: Path) -> None:
-    """All graphs of a folder with int8 weights, one scale per output channel; activations are quantised as they come.
-
-    Weights use 7 of their 8 bits: with all of them, processors without VNNI overflow 16-bit sums in silence.
-    """
+    """Write all graphs of one folder into another, with int8 weights."""
     for graph in sorted(source.glob("*.onnx")):
-        quantize_dynamic(
-            graph,
-            target / graph.name,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # fused operators have no shape inference
-        )
+        quantize_graph(graph, target / graph.name)
 
 
 def score(extractor: Extractor, articles: Sequence[Article]) -> dict[str, float]:
@@ -170,7 +158,11 @@ def export(
 
     Raises:
         ModelError: if the checkpoint is unsound or the gate closes.
+        DataError: if there are no articles for the gate.
+        ConfigError: if the folder cannot be written.
     """
+    if not dev:
+        raise DataError("no articles for the parity gate; give an annotated corpus with at least one")
     before = score(load_torch_extractor(checkpoint), dev)
     target = Path(folder)
     with tempfile.TemporaryDirectory() as work:
@@ -184,7 +176,10 @@ def export(
         after = score(Extractor.load(int8), dev)
         logger.info("dev: float32 %s, int8 %s", before, after)
         check_parity(before, after, max_drop)
-        target.mkdir(parents=True, exist_ok=True)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{target}: cannot be made: {error.strerror}; give another folder") from error
         files = sorted(int8.iterdir())
         size = sum(path.stat().st_size for path in files)
         for path in files:

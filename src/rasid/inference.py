@@ -22,7 +22,7 @@ from rasid.decoding import (
 from rasid.encoding import Encoding, TextEncoder, Window
 from rasid.errors import DataError, ModelError
 from rasid.parallel import ordered_map
-from rasid.records import Article, Entity, check_text
+from rasid.records import Article, Entity, Relation, check_text
 from rasid.schema import Ontology
 from rasid.settings import ENCODER_FILE, RELATIONS_FILE, ModelSettings, load_settings, shipped_model
 
@@ -123,20 +123,24 @@ class Extractor:
         Raises:
             DataError: if the text holds a lone surrogate.
         """
-        encoding = self.encoder.encode(check_text(text))
-        tag_logits = np.zeros((len(encoding.words), len(self.ontology.tags)), dtype=np.float32)
-        proclitic_logits = np.zeros((len(encoding.words), self.settings.max_proclitic + 1), dtype=np.float32)
-        states: list[Floats] = []
-        for window in encoding.windows:
-            tags, proclitics, window_states = self.backend.encode(window.input_ids, window.word_pieces)
-            start, stop = window.core
-            core = slice(start - window.words[0], stop - window.words[0])
-            tag_logits[start:stop], proclitic_logits[start:stop] = tags[core], proclitics[core]
-            states.append(window_states)
-        spans, entities = decode_entities(
-            text, encoding.words, encoding.paragraphs, tag_logits, proclitic_logits, self.ontology
-        )
-        return self._relate(Article(id=id, text=text, entities=tuple(entities)), spans, encoding, states)
+        entities: list[Entity] = []
+        relations: list[Relation] = []
+        for section in self.encoder.encode(check_text(text)).sections():
+            tag_logits = np.zeros((len(section.words), len(self.ontology.tags)), dtype=np.float32)
+            proclitic_logits = np.zeros((len(section.words), self.settings.max_proclitic + 1), dtype=np.float32)
+            states: list[Floats] = []
+            for window in section.windows:
+                tags, proclitics, window_states = self.backend.encode(window.input_ids, window.word_pieces)
+                start, stop = window.core
+                core = slice(start - window.words[0], stop - window.words[0])
+                tag_logits[start:stop], proclitic_logits[start:stop] = tags[core], proclitics[core]
+                states.append(window_states)
+            spans, found = decode_entities(
+                text, section.words, section.paragraphs, tag_logits, proclitic_logits, self.ontology, len(entities) + 1
+            )
+            relations += self._relate(found, spans, section, states)
+            entities += found
+        return Article(id=id, text=text, entities=tuple(entities), relations=tuple(relations))
 
     def pipe(self, texts: Iterable[str]) -> Iterator[Article]:
         """One article per text, in order, several at once on as many threads; ids are empty."""
@@ -150,23 +154,30 @@ class Extractor:
                 surrogate.
         """
         encoding = self.encoder.encode(check_text(article.text))
-        states = [self.backend.encode(w.input_ids, w.word_pieces)[2] for w in encoding.windows]
         entities = sorted(article.entities, key=lambda e: e.start)
         spans = [word_span(e, encoding.words, self.ontology) for e in entities]
-        return self._relate(article.model_copy(update={"entities": tuple(entities)}), spans, encoding, states)
+        relations: list[Relation] = []
+        first = 0  # word
+        for section in encoding.sections():
+            low, high = (bisect_left(spans, w, key=lambda s: s.first) for w in (first, first + len(section.words)))
+            local = [Span(s.first - first, s.last - first, s.type) for s in spans[low:high]]
+            states = [self.backend.encode(w.input_ids, w.word_pieces)[2] for w in section.windows] if local else []
+            relations += self._relate(entities[low:high], local, section, states)
+            first += len(section.words)
+        return article.model_copy(update={"entities": tuple(entities), "relations": tuple(relations)})
 
-    def _relate(self, article: Article, spans: Sequence[Span], encoding: Encoding, states: Sequence[Floats]) -> Article:
-        pairs, home = assign_windows(spans, encoding.paragraphs, encoding.windows, self.ontology)
-        word_tags = tag_words(spans, (0, len(encoding.words)))
+    def _relate(
+        self, entities: Sequence[Entity], spans: Sequence[Span], section: Encoding, states: Sequence[Floats]
+    ) -> list[Relation]:
+        """Relations between entities of a section, given the states [W, H] of each of its windows."""
+        pairs, home = assign_windows(spans, section.paragraphs, section.windows, self.ontology)
+        word_tags = tag_words(spans, (0, len(section.words)))
         logits = np.full((len(pairs), 2, len(self.ontology.relation_names)), -np.inf, dtype=np.float32)
-        for index, window in enumerate(encoding.windows):
+        for index, window in enumerate(section.windows):
             chosen = np.flatnonzero(home == index)
             if len(chosen):
                 logits[chosen] = self._relate_window(window, spans, word_tags, pairs[chosen], states[index])
-        relations = decode_relations(
-            article.entities, spans, pairs, logits, self.ontology, self.settings.relation_threshold
-        )
-        return article.model_copy(update={"relations": tuple(relations)})
+        return decode_relations(entities, spans, pairs, logits, self.ontology, self.settings.relation_threshold)
 
     def _relate_window(
         self, window: Window, spans: Sequence[Span], word_tags: Ints, pairs: Ints, states: Floats

@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ Link = tuple[str, End, End]  # relation type, head, tail
 Kind = Literal["correct", "type", "boundaries", "both", "missed", "spurious"]
 Counts = NDArray[np.int64]
 Rates = NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def links(article: Article, ontology: Ontology, *, typed: bool) -> set[Link]:
         else:
             found.add((r.type, head, tail))
     for name, pairs in joined.items():
-        for group in _groups(pairs):
+        for group in join_groups(pairs):
             found.update((name, *neighbours) for neighbours in pairwise(sorted(group)))
     return found
 
@@ -242,9 +243,9 @@ def _check(gold: Article, predicted: Article, ontology: Ontology) -> None:
         raise DataError(f"article {gold.id}: entity types {sorted(unknown)} are not in {list(ontology.entity_types)}")
 
 
-def _groups(pairs: Iterable[tuple[End, End]]) -> list[set[End]]:
+def join_groups(pairs: Iterable[tuple[T, T]]) -> list[set[T]]:
     """Join pairs into connected components."""
-    group_of: dict[End, set[End]] = {}
+    group_of: dict[T, set[T]] = {}
     for a, b in pairs:
         merged = group_of.get(a, {a}) | group_of.get(b, {b})
         group_of.update(dict.fromkeys(merged, merged))

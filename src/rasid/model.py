@@ -21,7 +21,7 @@ from rasid.settings import MODEL_TYPE, ModelSettings
 IGNORED = -100  # label of padding
 
 
-class RasidConfig(PreTrainedConfig):
+class RasidConfig(PreTrainedConfig):  # type: ignore[misc]
     """Config of a checkpoint: that of its encoder, the `ModelSettings`, and the sizes of the heads."""
 
     model_type = MODEL_TYPE
@@ -85,7 +85,8 @@ class RelationHead(nn.Module):
         self.word_distance = nn.Embedding(2 * (len(self.WORD_BUCKETS) + 1), size)
         self.entity_distance = nn.Embedding(2 * (len(self.ENTITY_BUCKETS) + 1), size)
         self.out = nn.Linear(size, relations)
-        self.out.initial_bias = -3.0  # relations are rare; `_init_weights` sees each layer by itself
+        # Relations are rare; an attribute of the layer, since `_init_weights` sees each one by itself.
+        self.out.initial_bias = -3.0  # type: ignore[assignment]
         self.product = nn.Linear(size, relations, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.symmetric = tuple(ontology.relation_types[r].symmetric for r in ontology.relation_names)
@@ -179,7 +180,8 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
             attention_mask: int64 [B, S], 1 for real pieces; None where all are.
         """
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, S, H]
-        return states.gather(1, word_pieces[..., None].expand(-1, -1, states.shape[-1]))
+        index = word_pieces[..., None].expand(-1, -1, states.shape[-1])
+        return states.gather(1, index)  # type: ignore[no-any-return]
 
     def tag(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Tag logits [B, W, T] and proclitic logits [B, W, K] of word states [B, W, H]."""

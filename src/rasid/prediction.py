@@ -1,6 +1,5 @@
 """Batch prediction: many articles in, one JSON line each out; a bad one costs a line in the error file."""
 
-import json
 import logging
 import time
 from collections import Counter
@@ -11,8 +10,8 @@ from typing import TextIO
 from rasid.errors import DataError, RasidError
 from rasid.inference import Extractor
 from rasid.parallel import ordered_map
-from rasid.records import Article
 from rasid.reading import Source, printable
+from rasid.records import Article, to_json_line
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ def predict(
                 logger.error("%s: unexpected failure", source.path, exc_info=result)
                 reason = f"{type(result).__name__}: {result}"
             entry = {"path": printable(source.path.as_posix()), "reason": printable(reason)}
-            errors.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            errors.write(to_json_line(entry))
             errors.flush()
             summary.failed += 1
         else:

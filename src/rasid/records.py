@@ -4,14 +4,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from rasid.errors import DataError, describe
 from rasid.schema import Ontology
 
 PARAGRAPH_BREAK = "\n"
+Probability = Annotated[float, Field(ge=0, le=1)]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -32,10 +33,10 @@ class Entity(BaseModel):
 
     id: str
     type: str
-    start: int
-    end: int
+    start: StrictInt
+    end: StrictInt
     text: str
-    score: float | None = None
+    score: Probability | None = None
     normalized: str | None = None
 
 
@@ -47,7 +48,7 @@ class Relation(BaseModel):
     type: str
     head: str
     tail: str
-    score: float | None = None
+    score: Probability | None = None
 
 
 class Article(BaseModel):
@@ -127,7 +128,7 @@ def _check_relation(
     problems = []
     head, tail = by_id[r.head], by_id[r.tail]
     if r.head == r.tail:
-        problems.append(f"{name}: joins an entity to itself")
+        problems.append(f"{name}: joins an entity to itself; drop it")
     if PARAGRAPH_BREAK in article.text[min(head.start, tail.start) : max(head.start, tail.start)]:
         problems.append(f"{name}: its ends are in different paragraphs; relations stay within one")
     ends = (r.head, r.tail)
@@ -137,11 +138,11 @@ def _check_relation(
             problems.append(f"{name}: unknown type; the ontology has {', '.join(ontology.relation_names)}")
         elif {head.type, tail.type} <= set(ontology.entity_types) and not rule.allows(head.type, tail.type):
             joined = f"{head.type} «{head.text}» to {tail.type} «{tail.text}»"
-            problems.append(f"{name}: the ontology does not let {r.type} join {joined}")
+            problems.append(f"{name}: the ontology does not let {r.type} join {joined}; correct a type or an end")
         elif rule.symmetric:
             ends = min(ends), max(ends)
     if (r.type, *ends) in seen:
-        problems.append(f"{name}: marked twice")
+        problems.append(f"{name}: marked twice; keep one")
     seen.add((r.type, *ends))
     return problems
 

@@ -51,6 +51,7 @@ def run(config: RunConfig) -> Result:
     splits = {"dev": read_corpora([config.data.dev], ontology)}
     if config.data.test:
         splits["test"] = read_corpora([config.data.test], ontology)
+    _check_disjoint(train, splits)
     _claim_output(config)
 
     model, tokenizer, facts = fit(config, train, splits["dev"])
@@ -70,6 +71,17 @@ def run(config: RunConfig) -> Result:
     return Result(onnx_folder, facts.get("export", {}).get("int8", {}))
 
 
+def _check_disjoint(train: Sequence[Article], splits: dict[str, list[Article]]) -> None:
+    """Refuse to judge a model on articles that it is trained on."""
+    known = {article.id for article in train}
+    for name, articles in splits.items():
+        if shared := [article.id for article in articles if article.id in known]:
+            raise ConfigError(
+                f"data.{name} shares {len(shared)} articles with data.train, {shared[0]} among them; "
+                "scores on them would mean nothing: take them out of one of the two"
+            )
+
+
 def _claim_output(config: RunConfig) -> None:
     """Make the output folder and put the config there, unless it holds what another config left unfinished.
 
@@ -82,8 +94,13 @@ def _claim_output(config: RunConfig) -> None:
             f"{config.output}: holds an unfinished run of another config ({record}); go on with that one, "
             "remove the folder, or give another output"
         )
-    config.output.mkdir(parents=True, exist_ok=True)
-    record.write_text(config.to_yaml(), encoding="utf-8")
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+        record.write_text(config.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"output={config.output}: cannot be written: {error.strerror}; give another folder"
+        ) from error
 
 
 def _training_part(config: RunConfig) -> RunConfig:

@@ -174,6 +174,7 @@ def fit(
         ConfigError, ModelError, DataError: as the parts do.
     """
     set_seed(run.seed)
+    base = run.base
     if run.base == RANDOM:
         run = run.model_copy(update={"base": str(make_random_base((a.text for a in train), run.output / "base"))})
     model, tokenizer = create_model(run)
@@ -211,8 +212,8 @@ def fit(
         "epochs": history,
         "best": trainer.state.best_metric,
         "threshold": threshold,
-        "base": describe_base(run.base),
-        "seconds": round(result.metrics["train_runtime"], 1),
+        "base": describe_base(base),
+        "seconds": None if last else round(result.metrics["train_runtime"], 1),  # of the last leg alone
         "windows": len(dataset),
         "unpredictable": vars(losses),
     }

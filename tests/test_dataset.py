@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from rasid.dataset import Collator, Losses, build_dataset, close_groups, label_counts, window_examples
+from rasid.dataset import Collator, Unpredictable, build_dataset, close_groups, label_counts, window_examples
 from rasid.decoding import Floats, Ints
 from rasid.encoding import TextEncoder
 from rasid.errors import DataError
@@ -39,8 +39,8 @@ def settings(**text: Any) -> ModelSettings:
     return ModelSettings(ontology=ONTOLOGY, text=TextSettings(**text))
 
 
-def examples(article: Article, **text: Any) -> tuple[list[dict[str, Any]], Losses]:
-    losses, chosen = Losses(), settings(**text)
+def examples(article: Article, **text: Any) -> tuple[list[dict[str, Any]], Unpredictable]:
+    losses, chosen = Unpredictable(), settings(**text)
     encoder = TextEncoder(word_level(), chosen.text)
     return list(window_examples(article, encoder, chosen, losses)), losses
 
@@ -304,7 +304,7 @@ class PerfectBackend:
 def test_a_perfect_model_scores_all_but_the_counted_losses(split: str, text: dict[str, int], debug_run: Path) -> None:
     chosen = settings(**text)
     encoder = TextEncoder.load(debug_run / "torch", chosen.text)
-    losses, pairs, windows = Losses(), [], 0
+    losses, pairs, windows = Unpredictable(), [], 0
     for gold in read_articles(DATA / f"{split}.jsonl", ONTOLOGY):
         before = vars(losses).copy()
         labelled = list(window_examples(gold, encoder, chosen, losses))

@@ -22,8 +22,20 @@ def ids(*paths: Path) -> list[str]:
 
 
 def test_folders_are_read_recursively_in_the_order_of_paths(tmp_path):
-    tree(tmp_path, "b.txt", "a/2.txt", "a/10.txt", "a/deep/er/x.txt", "z.txt", "خبر.txt", "a.txt", "note.md", "txt")
-    expected = ["a.txt", "a/10.txt", "a/2.txt", "a/deep/er/x.txt", "b.txt", "z.txt", "خبر.txt"]
+    tree(
+        tmp_path,
+        "b.txt",
+        "a/2.txt",
+        "a/10.txt",
+        "a/deep/er/x.txt",
+        "z.txt",
+        "خبر.txt",
+        "a.txt",
+        "note.md",
+        "txt",
+        "B.TXT",
+    )
+    expected = ["B.TXT", "a.txt", "a/10.txt", "a/2.txt", "a/deep/er/x.txt", "b.txt", "z.txt", "خبر.txt"]
     assert ids(tmp_path) == expected
     assert [s.path for s in find_sources([tmp_path])] == [tmp_path / name for name in expected]
 

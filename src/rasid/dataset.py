@@ -29,7 +29,7 @@ Example = dict[str, Any]
 
 
 @dataclass
-class Losses:
+class Unpredictable:
     """Gold annotations that no output of the model can equal; they count as misses in every score."""
 
     entities: int = 0
@@ -45,21 +45,23 @@ class Losses:
         )
 
 
-def build_dataset(articles: Iterable[Article], encoder: TextEncoder, settings: ModelSettings) -> tuple[Dataset, Losses]:
+def build_dataset(
+    articles: Iterable[Article], encoder: TextEncoder, settings: ModelSettings
+) -> tuple[Dataset, Unpredictable]:
     """All windows of a corpus as a dataset, and what of its annotation the model cannot express.
 
     Raises:
         DataError: if the corpus holds no window.
     """
-    losses = Losses()
-    rows = [row for article in articles for row in window_examples(article, encoder, settings, losses)]
+    unpredictable = Unpredictable()
+    rows = [row for article in articles for row in window_examples(article, encoder, settings, unpredictable)]
     if not rows:
         raise DataError("the training corpus holds no text")
-    return Dataset.from_list(rows), losses
+    return Dataset.from_list(rows), unpredictable
 
 
 def window_examples(
-    article: Article, encoder: TextEncoder, settings: ModelSettings, losses: Losses
+    article: Article, encoder: TextEncoder, settings: ModelSettings, unpredictable: Unpredictable
 ) -> Iterator[Example]:
     """The windows of one annotated article, with word-level labels.
 
@@ -69,7 +71,7 @@ def window_examples(
     """
     ontology = settings.ontology
     encoding = encoder.encode(article.text)
-    spans, cuts, exact = _labels(article, encoding, settings, losses)
+    spans, cuts, exact = _labels(article, encoding, settings, unpredictable)
     tags = tag_words(list(spans.values()), (0, len(encoding.words)))
     proclitics = np.full(len(encoding.words), IGNORED, dtype=np.int64)
     for i, span in spans.items():
@@ -98,14 +100,14 @@ def window_examples(
         }
     for r in article.relations:
         index, rule = ontology.relation_names.index(r.type), ontology.relation_types[r.type]
-        losses.total_relations += 1
-        losses.relations += not (
+        unpredictable.total_relations += 1
+        unpredictable.relations += not (
             (r.head, r.tail, index) in held or (rule.symmetric and (r.tail, r.head, index) in held)
         )
 
 
 def _labels(
-    article: Article, encoding: Encoding, settings: ModelSettings, losses: Losses
+    article: Article, encoding: Encoding, settings: ModelSettings, unpredictable: Unpredictable
 ) -> tuple[dict[str, Span], dict[str, int], set[str]]:
     """Word span and proclitic length of each entity that gets labels, by id, in text order; ids of those they fit."""
     spans: dict[str, Span] = {}
@@ -124,8 +126,8 @@ def _labels(
         spans[e.id], cuts[e.id] = span, cut or 0
         if cut is not None and encoding.words[span.last, 1] == e.end:
             exact.add(e.id)
-    losses.total_entities += len(article.entities)
-    losses.entities += len(article.entities) - len(exact)
+    unpredictable.total_entities += len(article.entities)
+    unpredictable.entities += len(article.entities) - len(exact)
     return spans, cuts, exact
 
 

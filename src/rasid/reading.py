@@ -31,7 +31,7 @@ def find_sources(paths: Iterable[Path]) -> list[Source]:
     sources: dict[Path, Source] = {}
     for path in paths:
         if path.is_dir():
-            found = sorted(filter(_is_article, path.rglob(f"*{SUFFIX}")), key=lambda p: p.as_posix())
+            found = sorted(filter(_is_article, path.rglob("*")), key=lambda p: p.as_posix())
             if not found:
                 raise DataError(
                     f"{path}: no {SUFFIX} files in this folder or below; give a folder of {SUFFIX} articles"
@@ -47,7 +47,7 @@ def find_sources(paths: Iterable[Path]) -> list[Source]:
 
 def _is_article(path: Path) -> bool:
     """Whether to read what a folder holds: files, and links that lead nowhere, to be reported; a pipe would block."""
-    return path.is_file() or (path.is_symlink() and not path.exists())
+    return path.suffix.lower() == SUFFIX and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def printable(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerFast,
@@ -168,7 +169,7 @@ def fit(
     """Train, or go on where an interrupted run of the same output folder stopped.
 
     Returns:
-        The best model on dev, in evaluation mode; its tokenizer; and what happened (scores per epoch, seconds, losses).
+        The best model on dev, in evaluation mode; its tokenizer; and facts: scores per epoch, seconds and more.
 
     Raises:
         ConfigError, ModelError, DataError: as the parts do.
@@ -176,12 +177,14 @@ def fit(
     set_seed(run.seed)
     base = run.base
     if run.base == RANDOM:
-        run = run.model_copy(update={"base": str(make_random_base((a.text for a in train), run.output / "base"))})
+        with PartialState().main_process_first():  # the others then write the same again, one after another
+            folder = make_random_base((a.text for a in train), run.output / "base")
+        run = run.model_copy(update={"base": str(folder)})
     model, tokenizer = create_model(run)
     settings = model.config.model_settings()
     encoder = TextEncoder(tokenizer.backend_tokenizer, settings.text)
-    dataset, losses = build_dataset(train, encoder, settings)
-    logger.info("%d windows of %d articles; %s", len(dataset), len(train), losses)
+    dataset, unpredictable = build_dataset(train, encoder, settings)
+    logger.info("%d windows of %d articles; %s", len(dataset), len(train), unpredictable)
     logger.info("labels: %s", label_counts(dataset, settings.ontology))
     trainer = RasidTrainer(
         model=model,
@@ -215,7 +218,7 @@ def fit(
         "base": describe_base(base),
         "seconds": None if last else round(result.metrics["train_runtime"], 1),  # of the last leg alone
         "windows": len(dataset),
-        "unpredictable": vars(losses),
+        "unpredictable": vars(unpredictable),
     }
     return trainer.model.eval(), tokenizer, facts
 

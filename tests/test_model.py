@@ -8,7 +8,7 @@ import torch
 from transformers import set_seed
 
 from rasid.checkpoint import create_model, load_checkpoint
-from rasid.dataset import Collator, Losses, window_examples
+from rasid.dataset import Collator, Unpredictable, window_examples
 from rasid.encoding import TextEncoder
 from rasid.errors import ModelError
 from rasid.model import IGNORED, RasidModel
@@ -36,7 +36,7 @@ def examples(created: tuple, corpora: dict[str, Path]) -> list[dict[str, Any]]:
     settings = model.config.model_settings()
     encoder = TextEncoder(tokenizer.backend_tokenizer, settings.text)
     articles = read_articles(corpora["dev"], settings.ontology)
-    found = [e for a in articles for e in window_examples(a, encoder, settings, Losses())]
+    found = [e for a in articles for e in window_examples(a, encoder, settings, Unpredictable())]
     return sorted(found, key=lambda e: -e["length"])
 
 

@@ -140,7 +140,7 @@ def test_export_writes_exactly_the_model(toy_run: Path, toy_dev: list[Article], 
     assert {p.name for p in tmp_path.iterdir()} == EXPORTED | {"notes.txt"}
     assert facts["bytes"] == sum((tmp_path / name).stat().st_size for name in EXPORTED)
     for form, extractor in (("fp32", load_torch_extractor(toy_run / "torch")), ("int8", Extractor.load(tmp_path))):
-        assert facts[form] == exporting.score(extractor, toy_dev)
+        assert facts[form] == exporting.strict_f1(extractor, toy_dev)
         assert facts[form]["entity_f1"] > 0.9
     settings = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["settings"]
     assert settings == json.loads((toy_run / "torch" / "config.json").read_text(encoding="utf-8"))["settings"]

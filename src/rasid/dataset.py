@@ -158,7 +158,6 @@ class Collator:
     def __init__(self, ontology: Ontology, pad_id: int):
         self.ontology = ontology
         self.pad_id = pad_id
-        self._symmetric = {i for i, r in enumerate(ontology.relation_names) if ontology.relation_types[r].symmetric}
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """See `RasidModel.forward` for the arrays and their shapes."""
@@ -192,7 +191,7 @@ class Collator:
         for head, tail, relation in example["links"]:
             p = row[min(head, tail), max(head, tail)]
             labels[p, int(head > tail), relation] = 1.0
-            if relation in self._symmetric:
+            if self.ontology.symmetric[relation]:
                 labels[p, :, relation] = 1.0
         return pairs, labels
 

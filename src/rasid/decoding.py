@@ -197,7 +197,7 @@ def decode_relations(
     if not len(pairs):
         return []
     types = np.array([s.type for s in spans])
-    symmetric = np.array([ontology.relation_types[r].symmetric for r in ontology.relation_names])
+    symmetric = np.array(ontology.symmetric)
     heads, tails = pairs, pairs[:, ::-1]  # [P, 2] each: the two directions
     mask = allowed_relations(ontology)[types[heads], types[tails]]  # [P, 2, R]
     mask[:, 1] &= ~symmetric

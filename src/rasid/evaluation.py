@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,7 +111,7 @@ def evaluate(
         extractor: Gets texts, and gold entities without their relations; never the gold answers.
         articles: Gold articles, valid under `ontology`.
         ontology: The types to score. Types that the extractor lacks are scored as misses, with a warning.
-        samples: Bootstrap samples of the intervals; 0 for none, as in training.
+        samples: Bootstrap samples of the intervals; 0 for none.
         seed: Seed of the bootstrap.
 
     Raises:
@@ -123,13 +123,7 @@ def evaluate(
     gold = tuple(articles)
     if not gold:
         raise DataError("no articles to evaluate on; give a corpus with at least one")
-    found = list(extractor.pipe([article.text for article in gold]))
-    if len(found) != len(gold):
-        raise DataError(
-            f"the extractor returned {len(found)} articles for {len(gold)} texts; pipe() must return one each"
-        )
-    # An extractor that sees a text only makes up an id of its own.
-    pairs = tuple((g, p.model_copy(update={"id": g.id})) for g, p in zip(gold, found, strict=True))
+    pairs = _predict(extractor, gold)
     relations = {}
     if ontology.relation_types:
         related = [(g, extractor.relate(_without_relations(g, extractor.ontology))) for g in gold]
@@ -146,6 +140,29 @@ def evaluate(
         relations=relations,
         confusion=confusion(pairs, ontology),
     )
+
+
+def strict_f1(extractor: Extractor, gold: Sequence[Article]) -> dict[str, float]:
+    """Strict micro F1 of entities and of relations under the extractor's ontology, each in [0, 1], and no more.
+
+    Raises:
+        DataError: as `evaluate` does.
+    """
+    pairs = _predict(extractor, gold)
+    return {
+        "entity_f1": score_entities(pairs, extractor.ontology, samples=0).micro.f1,
+        "relation_f1": score_relations(pairs, extractor.ontology, samples=0).micro.f1,
+    }
+
+
+def _predict(extractor: Extractor, gold: Sequence[Article]) -> tuple[Pair, ...]:
+    found = list(extractor.pipe([article.text for article in gold]))
+    if len(found) != len(gold):
+        raise DataError(
+            f"the extractor returned {len(found)} articles for {len(gold)} texts; pipe() must return one each"
+        )
+    # An extractor that sees a text only makes up an id of its own.
+    return tuple((g, p.model_copy(update={"id": g.id})) for g, p in zip(gold, found, strict=True))
 
 
 def word_report(pairs: Iterable[Pair]) -> str:

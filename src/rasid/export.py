@@ -12,10 +12,11 @@ import torch
 from onnxruntime.transformers.optimizer import optimize_model
 from torch import Tensor, nn
 
-from rasid.checkpoint import load_checkpoint, load_torch_extractor
+from rasid.checkpoint import load_checkpoint, torch_extractor
+from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, DataError, ModelError
+from rasid.evaluation import strict_f1
 from rasid.inference import Extractor
-from rasid.metrics import score_entities, score_relations
 from rasid.model import RasidModel
 from rasid.quantization import quantize_graph
 from rasid.records import Article
@@ -116,15 +117,6 @@ def quantize(source: Path, target: Path) -> None:
         quantize_graph(graph, target / graph.name)
 
 
-def score(extractor: Extractor, articles: Sequence[Article]) -> dict[str, float]:
-    """Strict micro F1 of entities and relations, in [0, 1]."""
-    pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles]
-    return {
-        "entity_f1": score_entities(pairs, extractor.ontology, samples=0).micro.f1,
-        "relation_f1": score_relations(pairs, extractor.ontology, samples=0).micro.f1,
-    }
-
-
 def check_parity(before: dict[str, float], after: dict[str, float], max_drop: float) -> None:
     """Refuse a quantised model that lost more than `max_drop` points of 100 of any score.
 
@@ -163,17 +155,19 @@ def export(
     """
     if not dev:
         raise DataError("no articles for the parity gate; give an annotated corpus with at least one")
-    before = score(load_torch_extractor(checkpoint), dev)
+    model = load_checkpoint(checkpoint).eval()
+    encoder = TextEncoder.load(checkpoint, model.config.model_settings().text)
+    before = strict_f1(torch_extractor(model, encoder), dev)
     target = Path(folder)
     with tempfile.TemporaryDirectory() as work:
         fp32, int8 = Path(work, "fp32"), Path(work, "int8")
         fp32.mkdir()
         int8.mkdir()
-        export_fp32(load_checkpoint(checkpoint), fp32)
+        export_fp32(model, fp32)
         quantize(fp32, int8)
         for name in (CONFIG_FILE, TOKENIZER_FILE):
             shutil.copy(Path(checkpoint) / name, int8 / name)
-        after = score(Extractor.load(int8), dev)
+        after = strict_f1(Extractor.load(int8), dev)
         logger.info("dev: float32 %s, int8 %s", before, after)
         check_parity(before, after, max_drop)
         try:

@@ -89,7 +89,7 @@ class RelationHead(nn.Module):
         self.out.initial_bias = -3.0  # type: ignore[assignment]
         self.product = nn.Linear(size, relations, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.symmetric = tuple(ontology.relation_types[r].symmetric for r in ontology.relation_names)
+        self.symmetric = ontology.symmetric
 
     def forward(self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor) -> Tensor:
         """Logits [P, 2, R] of `i → j` and `j → i` for each pair `(i, j)`.
@@ -159,6 +159,7 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         self.tag_head = nn.Linear(hidden, len(settings.ontology.tags))
         self.proclitic_head = nn.Linear(hidden, settings.max_proclitic + 1)
         self.relation_head = RelationHead(config, hidden, settings)
+        self.allowed = allowed_relations(settings.ontology)  # no buffer: those are not restored by loading
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -222,7 +223,7 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         relation_logits = self.relation_head(states, tags.clamp(min=0), entities[:, :3], pairs).float()
         types = entities[:, 3]
         heads, tails = pairs, pairs.flip(-1)
-        rules = torch.from_numpy(allowed_relations(self.config.model_settings().ontology)).to(types.device)
+        rules = torch.from_numpy(self.allowed).to(types.device)
         allowed = rules[types[heads], types[tails]].float()  # [P, 2, R]
         bce = F.binary_cross_entropy_with_logits(relation_logits, relations, reduction="none")
         loss = loss + (bce * allowed).sum()

@@ -81,6 +81,11 @@ class Ontology(BaseModel):
         return tuple(self.relation_types)
 
     @cached_property
+    def symmetric(self) -> tuple[bool, ...]:
+        """Whether each relation type is symmetric, in the order of `relation_names`."""
+        return tuple(rule.symmetric for rule in self.relation_types.values())
+
+    @cached_property
     def tags(self) -> tuple[str, ...]:
         """IOB2 tags: `O`, then `B-` and `I-` of each entity type (`2 * len(entity_types) + 1` of them)."""
         return (OUTSIDE, *(f"{prefix}-{name}" for name in self.entity_types for prefix in "BI"))

@@ -25,8 +25,8 @@ from rasid.dataset import Collator, build_dataset, label_counts
 from rasid.decoding import Floats
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError
+from rasid.evaluation import strict_f1
 from rasid.inference import Backend
-from rasid.metrics import score_entities, score_relations
 from rasid.model import RasidModel
 from rasid.random_base import RANDOM, make_random_base
 from rasid.records import Article
@@ -84,16 +84,16 @@ def dev_scores(model: RasidModel, encoder: TextEncoder, articles: Sequence[Artic
     """
     extractor = torch_extractor(model, encoder)
     extractor.backend = _Remembering(extractor.backend)
-    by_threshold = {}
-    for threshold in THRESHOLDS if extractor.ontology.relation_names else THRESHOLDS[:1]:
+    related = bool(extractor.ontology.relation_names)
+
+    def under(threshold: float) -> dict[str, float]:
         extractor.settings = extractor.settings.model_copy(update={THRESHOLD: threshold})
-        pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles]
-        by_threshold[threshold] = score_relations(pairs, extractor.ontology, samples=0).micro.f1
-    entity = score_entities(pairs, extractor.ontology, samples=0).micro.f1  # entities are the same under all
-    if not extractor.ontology.relation_names:
-        return {"entity_f1": entity, "relation_f1": 0.0, BEST: entity, THRESHOLD: 0.5}
-    relation, threshold = max((f1, threshold) for threshold, f1 in by_threshold.items())
-    return {"entity_f1": entity, "relation_f1": relation, BEST: (entity + relation) / 2, THRESHOLD: threshold}
+        return strict_f1(extractor, articles) | {THRESHOLD: threshold}
+
+    thresholds = THRESHOLDS if related else (extractor.settings.relation_threshold,)
+    best = max(map(under, thresholds), key=lambda scores: (scores["relation_f1"], scores[THRESHOLD]))
+    mean = (best["entity_f1"] + best["relation_f1"]) / 2 if related else best["entity_f1"]
+    return best | {BEST: mean}
 
 
 class _Remembering:

@@ -180,7 +180,7 @@ def test_the_shipped_tokenizer_cuts_the_corpus_as_the_untrimmed_one() -> None:
         DIGESTS.write_text(json.dumps(made, indent=0) + "\n", encoding="utf-8")
     shipped = Tokenizer.from_file(str(shipped_model() / "tokenizer.json"))
     found = {name: pieces_digest(shipped, text) for name, text in articles.items()}
-    assert len(found) == 500
+    assert len(found) >= 900
     assert found == json.loads(DIGESTS.read_text(encoding="utf-8"))
 
 
@@ -247,7 +247,8 @@ def test_base_is_a_checkpoint_folder(checkpoint: Path, mixed: Tokenizer, tmp_pat
     assert (info.source, info.origin) == ("local checkpoint", str(checkpoint))
     written = json.loads((out / "base.json").read_text(encoding="utf-8"))
     assert written["vocab_size"] == info.vocab_size
-    assert set(written) == {"source", "origin", "licence", "vocab_size", "versions"}
+    assert set(written) == {"source", "origin", "licence", "vocab_size", "versions", "pretraining"}
+    assert written["pretraining"] == ""
     model = AutoModel.from_pretrained(out, add_pooling_layer=False, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert model.config.vocab_size == len(tokenizer) == info.vocab_size

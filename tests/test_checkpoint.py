@@ -216,6 +216,27 @@ def test_any_encoder_trains_and_exports(
         assert check_article(found, extractor.ontology) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "other"),
+    [
+        ("roberta", "attention_probs_dropout_prob", "hidden_dropout_prob"),
+        ("distilbert", "attention_dropout", "dropout"),
+        ("modernbert", "attention_dropout", "mlp_dropout"),
+    ],
+)
+def test_attention_dropout_is_that_of_the_run(
+    name: str, key: str, other: str, make_base: Callable[[str], Path], configure: Configure, tmp_path: Path
+) -> None:
+    base = make_base(name)
+    before = getattr(load_encoder(base).config, other)
+    for rate in (0.0, 0.3):
+        model, _ = create_model(configure(tmp_path, f"base={base}", f"training.attention_dropout={rate}"))
+        assert getattr(model.encoder.config, key) == rate
+        assert getattr(model.encoder.config, other) == before
+        if name == "roberta":
+            assert model.encoder.encoder.layer[0].attention.self.dropout.p == rate
+
+
 def test_a_whole_run_on_roberta(make_base: Callable[[str], Path], configure: Configure, tmp_path: Path) -> None:
     result = run(configure(tmp_path / "run", f"base={make_base('roberta')}"))
     assert set(result.dev) == {"entity_f1", "relation_f1"}

@@ -265,7 +265,10 @@ def test_an_article_of_one_long_word(folder):
 def test_help_names_every_command():
     result = call("--help")
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in ("predict", "train", "evaluate", "export", "data", "base"))
+    assert all(
+        name in result.stdout
+        for name in ("predict", "pretrain", "train", "ablate", "evaluate", "export", "data", "base")
+    )
 
 
 def test_the_script_as_a_process(folder):
@@ -294,7 +297,9 @@ def test_output_is_utf_8_whatever_the_locale(folder):
 def test_the_base_install_says_what_training_needs(folder):
     """Without the packages of the extra, what needs them says so, and predicting still works."""
     commands = (
+        ["pretrain", "any.yaml"],
         ["train", "any.yaml"],
+        ["ablate", "--config", "any.yaml"],
         ["export", "checkpoint", "folder"],
         ["base", "compact"],
         ["data", "check", "any.jsonl", "--ontology", "any.yaml"],

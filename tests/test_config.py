@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from rasid.config import RunConfig, load_config
+from rasid.config import PretrainConfig, RunConfig, load_config, read_config
 from rasid.errors import ConfigError
 from rasid.schema import Ontology
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PRETRAIN = ROOT / "configs" / "pretrain.yaml"
+CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {PRETRAIN})
 DEBUG = ROOT / "configs" / "debug.yaml"
 
 
@@ -85,9 +86,14 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         "training.encoder_learning_rate=-1e-4",
         "training.warmup=1",
         "training.patience=0",
+        "training.layer_decay=0",
+        "training.layer_decay=1.1",
+        "training.average=0",
+        "training.attention_dropout=1",
         "training.precision=fp16",
         "training=3",
         "heads.dropout=1",
+        "heads.relation_layers=-1",
         "heads.relation_size=30",  # no multiple of context_heads
         "max_proclitic=-1",
         "text.normalization=[lowercase]",
@@ -150,6 +156,39 @@ def test_exponents_in_a_file_are_numbers(tmp_path: Path) -> None:
 
 def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "")) == RunConfig()
+
+
+def test_config_of_pretraining() -> None:
+    config = read_config(PRETRAIN, PretrainConfig, ["corpus=[a.txt.xz,b.txt]", "epochs=0.5", "learning_rate=1e-4"])
+    assert config.corpus == (Path("a.txt.xz"), Path("b.txt"))
+    assert (config.epochs, config.learning_rate) == (0.5, 1e-4)
+    assert config.mentions > 0 and "قصف" in config.about
+    assert read_config(PRETRAIN, PretrainConfig).corpus == ()  # for the user to give
+
+
+def test_misspelt_key_of_pretraining_is_told_from_its_own_keys() -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.yaml: unknown key mask; did you mean masked\?"):
+        read_config(PRETRAIN, PretrainConfig, ["mask=0.2"])
+    with pytest.raises(ConfigError, match=r"unknown key text\.overlaps; did you mean overlap\?"):
+        read_config(PRETRAIN, PretrainConfig, ["text.overlaps=8"])
+    with pytest.raises(ConfigError, match=r"unknown key zzz; known keys: base, output, corpus, about, mentions"):
+        read_config(PRETRAIN, PretrainConfig, ["zzz=1"])
+
+
+def test_a_config_of_one_kind_is_not_one_of_another() -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.yaml: unknown key mentions"):
+        load_config(PRETRAIN)
+    with pytest.raises(ConfigError, match=r"debug\.yaml: unknown key training"):
+        read_config(DEBUG, PretrainConfig)
+
+
+@pytest.mark.parametrize(
+    "override", ["masked=0", "masked=1", "block=8", "mentions=-1", "epochs=0", "corpus=a.txt", "precision=fp16"]
+)
+def test_bad_value_of_pretraining_names_its_key(override: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_config(PRETRAIN, PretrainConfig, [override])
+    assert str(error.value).startswith(f"{PRETRAIN}: {override.split('=')[0]}: ")
 
 
 def test_override_without_a_value() -> None:

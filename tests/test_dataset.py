@@ -167,7 +167,7 @@ def test_label_of_a_relation_in_each_direction() -> None:
     for ends, expected in (((first, second), [1, 0]), ((second, first), [0, 1])):
         (example,), _ = examples(article(text, spans, (ends[0], "SUBUNIT_OF", ends[1])))
         batch = collate([example])
-        assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2]]
+        assert batch["pairs"].tolist() == [[0, 1, 1], [0, 2, 0], [1, 2, 0]]  # the two brigades share a word
         labels = batch["relations"]
         assert labels.sum() == 1
         assert labels[0, :, RELATIONS["SUBUNIT_OF"]].tolist() == expected
@@ -204,7 +204,7 @@ def test_pairs_stay_within_paragraphs() -> None:
     (example,), _ = examples(article(text, spans, ("فوج", "MOVES_TO", "حماة")))
     assert example["paragraphs"] == [0, 3, 7]
     batch = Collator(ONTOLOGY, pad_id=0)([example])
-    assert batch["pairs"].tolist() == [[0, 1], [2, 3]]
+    assert batch["pairs"].tolist() == [[0, 1, 0], [2, 3, 0]]
     assert batch["relations"][1, :, RELATIONS["MOVES_TO"]].tolist() == [0, 1]
 
 
@@ -225,14 +225,14 @@ def test_collator_joins_windows() -> None:
         "tags": (3, 7),
         "proclitics": (3, 7),
         "entities": (5, 4),
-        "pairs": (4, 2),
+        "pairs": (4, 3),
         "relations": (4, 2, len(RELATIONS)),
     }
     assert batch["input_ids"][0, 5:].tolist() == [7] * 4
     assert batch["attention_mask"].sum(1).tolist() == [5, 7, 9]
     assert batch["tags"][0].tolist()[3:] == [IGNORED] * 4
     assert batch["entities"][:, 0].tolist() == [0, 0, 2, 2, 2]
-    assert batch["pairs"].tolist() == [[0, 1], [2, 3], [2, 4], [3, 4]]  # of the joined list, within one window
+    assert batch["pairs"][:, :2].tolist() == [[0, 1], [2, 3], [2, 4], [3, 4]]  # of the joined list, within one window
     assert batch["relations"].nonzero().tolist() == [[0, 0, RELATIONS["NEAR"]], [1, 0, RELATIONS["MOVES_TO"]]]
     assert batch["relations"].dtype == torch.float32
     assert all(batch[n].dtype == torch.int64 for n in batch if n != "relations")
@@ -242,7 +242,7 @@ def test_collator_without_any_entity() -> None:
     none, _ = examples(article("لا شيء هنا", {}))
     batch = Collator(ONTOLOGY, pad_id=0)(none)
     assert batch["entities"].shape == (0, 4)
-    assert batch["pairs"].shape == (0, 2)
+    assert batch["pairs"].shape == (0, 3)
     assert batch["relations"].shape == (0, 2, len(RELATIONS))
 
 

@@ -1,5 +1,7 @@
 """Arrays to records: by hand, against brute force, and for any arrays."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise, product
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rasid.decoding import (
+    LIKENESS,
     Span,
     allowed_relations,
     allowed_transitions,
@@ -19,6 +22,7 @@ from rasid.decoding import (
     decode_relations,
     find_spans,
     log_softmax,
+    name_likeness,
     sigmoid,
     span_score,
     tag_words,
@@ -72,19 +76,29 @@ def decode(text: str, tags: np.ndarray, cuts: np.ndarray | None = None, paragrap
     return decode_entities(text, words, paragraphs or [(0, len(words))], tags, cuts.astype(np.float32), ONTOLOGY)
 
 
-def mentions(types: str) -> tuple[list[Entity], list[Span]]:
-    """Entities `T1`, `T2`, … of the types `U` and `P`, one word each."""
+def mentions(types: str, sure: Sequence[float | None] | None = None) -> tuple[list[Entity], list[Span]]:
+    """Entities `T1`, `T2`, … of the types `U` and `P`, one word each, with the scores `sure`."""
     spans = [Span(n, n, "UP".index(t)) for n, t in enumerate(types)]
     entities = [
-        Entity(id=f"T{n}", type=ONTOLOGY.entity_types[s.type], start=2 * n - 2, end=2 * n - 1, text="x")
-        for n, s in enumerate(spans, start=1)
+        Entity(id=f"T{n}", type=ONTOLOGY.entity_types[s.type], start=2 * n - 2, end=2 * n - 1, text="x", score=score)
+        for n, (s, score) in enumerate(zip(spans, sure or [None] * len(spans), strict=True), start=1)
     ]
     return entities, spans
 
 
-def relate(types: str, links: dict[str, float], threshold: float = 0.5) -> list[str]:
-    """Decode links such as `{"T1 AT T2": 3.0}` (a logit); all others are impossible."""
-    entities, spans = mentions(types)
+def every(threshold: float) -> list[float]:
+    """The same threshold for each relation type."""
+    return [threshold] * len(ONTOLOGY.relation_names)
+
+
+def decode_links(
+    types: str,
+    links: dict[str, float],
+    thresholds: Sequence[float] | None = None,
+    sure: Sequence[float | None] | None = None,
+) -> dict[str, float]:
+    """Decode links such as `{"T1 AT T2": 3.0}` (a logit) to their scores; all others are impossible."""
+    entities, spans = mentions(types, sure)
     pairs = candidate_pairs(spans, ONTOLOGY)
     logits = np.full((len(pairs), 2, len(ONTOLOGY.relation_names)), NEVER, dtype=np.float32)
     row = {tuple(pair): p for p, pair in enumerate(pairs.tolist())}
@@ -92,11 +106,19 @@ def relate(types: str, links: dict[str, float], threshold: float = 0.5) -> list[
         head, name, tail = link.split()
         h, t = int(head[1:]) - 1, int(tail[1:]) - 1
         logits[row[min(h, t), max(h, t)], int(h > t), ONTOLOGY.relation_names.index(name)] = logit
-    found = decode_relations(entities, spans, pairs, logits, ONTOLOGY, threshold)
+    found = decode_relations(entities, spans, pairs, logits, ONTOLOGY, thresholds or every(0.5))
     assert all(0 <= r.score <= 1 for r in found)
     text = "x " * len(types)
     assert check_article(Article(id="a", text=text, entities=tuple(entities), relations=tuple(found)), ONTOLOGY) == []
-    return [f"{r.head} {r.type} {r.tail}" for r in found]
+    return {f"{r.head} {r.type} {r.tail}": r.score for r in found}
+
+
+def relate(types: str, links: dict[str, float], threshold: float = 0.5) -> list[str]:
+    return list(decode_links(types, links, every(threshold)))
+
+
+def chance(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
 
 
 def test_transitions():
@@ -227,6 +249,35 @@ def test_candidate_pairs():
     assert candidate_pairs(mentions("UPU")[1], Ontology(entity_types=("UNIT", "PLACE"))).tolist() == []
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "level"),
+    [
+        ("حلب", "حماة", 0),
+        ("ريف حلب", "ريف حماة", 1),
+        ("ريف حلب", "حلب", 2),
+        ("الفرقة الرابعة", "الفرقة", 2),
+        ("قوات سوريا الديمقراطية", "قوات سوريا الديمقراطية", 3),
+        ("الجيش", "جيش", 3),  # the article
+        ("لجيش", "الجيش", 3),  # what للجيش leaves
+        ("إدلب", "ادلب", 3),  # spelling
+        ("الحسكة", "الحسكه", 3),
+        ("حلبَ", "حلـــب", 3),
+    ],
+)
+def test_likeness_of_names(one, other, level):
+    assert 0 <= level < LIKENESS
+    assert name_likeness([one, other], np.array([[0, 1]])).tolist() == [level]
+    assert name_likeness([other, one], np.array([[0, 1]])).tolist() == [level]
+
+
+def test_likeness_of_many_pairs():
+    pairs = np.array([[0, 1], [0, 2], [1, 2]])
+    found = name_likeness(["ريف حلب", "حلب", "ريف حماة"], pairs)
+    assert (found.dtype, found.tolist()) == (np.int64, [2, 1, 0])
+    assert name_likeness([], np.zeros((0, 2), dtype=np.int64)).shape == (0,)
+    assert name_likeness(["حلب"], np.zeros((0, 2), dtype=np.int64)).shape == (0,)
+
+
 def test_allowed_relations():
     rules = allowed_relations(ONTOLOGY)
     assert rules.shape == (2, 2, 4)
@@ -291,9 +342,50 @@ def test_a_link_that_only_the_chain_has_takes_a_score_of_its_mention():
     pairs = candidate_pairs(spans, ONTOLOGY)
     logits = np.full((3, 2, 4), NEVER, dtype=np.float32)
     logits[0, 0, 3], logits[1, 0, 3] = 3.0, 1.0  # 1-2 and 1-3
-    found = decode_relations(entities, spans, pairs, logits, ONTOLOGY, 0.5)
+    found = decode_relations(entities, spans, pairs, logits, ONTOLOGY, every(0.5))
     assert [(r.head, r.tail) for r in found] == [("T1", "T2"), ("T2", "T3")]
     assert [r.score for r in found] == pytest.approx(sigmoid(np.array([3.0, 1.0])), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sure", "share"),
+    [([0.9, 0.8], 0.72), ([0.9, None], 0.9), ([None, 0.8], 0.8), ([None, None], 1.0), ([1.0, 1.0], 1.0), ([1, 0], 0)],
+)
+def test_a_relation_is_as_sure_as_it_and_both_of_its_ends(sure, share):
+    for link in ("T1 AT T2", "T1 IN T2", "T2 IN T1", "T1 WITH T2", "T1 SAME T2"):
+        types = {"AT": "UP", "IN": "PP", "WITH": "UU", "SAME": "PP"}[link.split()[1]]
+        found = decode_links(types, {link: 2.0}, every(0.0), sure=sure)
+        assert found[link] == pytest.approx(chance(2.0) * share, abs=1e-4)
+        assert chance(2.0) < 0.9  # or a maximum or minimum would do as well
+
+
+def test_each_pair_has_the_scores_of_its_own_ends():
+    links = dict.fromkeys(("T1 AT T2", "T1 AT T3", "T3 IN T2"), 40.0)
+    found = decode_links("UPP", links, every(0.1), sure=[0.5, 0.6, 0.7])
+    assert found == {"T1 AT T2": 0.3, "T1 AT T3": 0.35, "T3 IN T2": 0.42}
+
+
+def test_unsure_ends_take_a_relation_below_the_threshold():
+    link = {"T1 AT T2": 40.0}
+    assert decode_links("UP", link, every(0.5), sure=[0.8, 0.6]) == {}
+    assert decode_links("UP", link, every(0.45), sure=[0.8, 0.6]) == {"T1 AT T2": 0.48}
+    assert decode_links("UP", link, every(0.99)) == {"T1 AT T2": 1.0}
+
+
+def test_a_threshold_for_each_type():
+    links = {"T1 AT T3": 0.0, "T1 WITH T2": 0.0, "T1 SAME T2": 0.0, "T3 IN T4": 0.0}
+    for name in ONTOLOGY.relation_names:
+        low = [0.4 if other == name else 0.6 for other in ONTOLOGY.relation_names]
+        assert [link.split()[1] for link in decode_links("UUPP", links, low)] == [name]
+        high = [0.6 if other == name else 0.4 for other in ONTOLOGY.relation_names]
+        left = {link.split()[1] for link in decode_links("UUPP", links, high)}
+        assert left == set(ONTOLOGY.relation_names) - {name}
+
+
+def test_a_chain_is_made_of_links_above_the_threshold_of_their_type():
+    links = {"T1 SAME T2": 1.0, "T2 SAME T3": -1.0}
+    assert list(decode_links("UUU", links, [0.9, 0.9, 0.9, 0.2])) == ["T1 SAME T2", "T2 SAME T3"]
+    assert list(decode_links("UUU", links, [0.2, 0.2, 0.2, 0.5])) == ["T1 SAME T2"]
 
 
 @given(st.text("UP", max_size=6), st.randoms(use_true_random=False))
@@ -301,7 +393,7 @@ def test_any_logits_give_sound_relations(types, random):
     entities, spans = mentions(types)
     pairs = candidate_pairs(spans, ONTOLOGY)
     logits = np.random.default_rng(random.getrandbits(32)).normal(0, 3, (len(pairs), 2, 4)).astype(np.float32)
-    found = decode_relations(entities, spans, pairs, logits, ONTOLOGY, 0.4)
+    found = decode_relations(entities, spans, pairs, logits, ONTOLOGY, every(0.4))
     article = Article(id="a", text="x " * len(types), entities=tuple(entities), relations=tuple(found))
     assert check_article(article, ONTOLOGY) == []
     assert all(0.4 <= r.score <= 1 for r in found)

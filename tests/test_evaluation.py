@@ -12,8 +12,9 @@ import pytest
 
 from rasid.errors import ConfigError, DataError
 from rasid.evaluation import Evaluation, evaluate, word_report
+from rasid.figures import render_confusion
 from rasid.records import Article, Entity, Relation
-from rasid.report import find_errors, render_confusion, render_errors, render_summary
+from rasid.report import find_errors, render_errors, render_summary
 from rasid.schema import Ontology
 
 ONTOLOGY = Ontology.model_validate(
@@ -96,6 +97,23 @@ def test_scores(evaluation: Evaluation) -> None:
     assert (relations["gold entities"].micro.tp, relations["gold entities"].micro.fn) == (1, 3)
 
 
+def test_reliability_is_that_of_the_predictions() -> None:
+    class Scored(Canned):
+        def pipe(self, texts: Iterable[str]) -> Iterator[Article]:
+            for found in super().pipe(texts):
+                entities = tuple(e.model_copy(update={"score": 0.95}) for e in found.entities)
+                relations = tuple(r.model_copy(update={"score": 0.85}) for r in found.relations)
+                yield found.model_copy(update={"entities": entities, "relations": relations})
+
+    result = evaluate(Scored(), GOLD, ONTOLOGY, samples=0)
+    entities, relations = result.reliability["entities"], result.reliability["relations"]
+    assert (entities.count(0.9), entities.share_right(0.9)) == (7, pytest.approx(4 / 7))
+    assert (relations.count(0.8), relations.share_right(0.8)) == (3, pytest.approx(1 / 3))
+    summary = render_summary(2, result.entities, result.boundaries, result.relations, result.reliability)
+    assert "\nOf the 7 entities that score 0.9 or more, 57.1 % are right; expected calibration error 37.9 " in summary
+    assert "\nNo relations score 0.9 or more; expected calibration error 51.7 points over 3.\n\n## Ent" in summary
+
+
 def test_the_extractor_never_sees_gold_relations() -> None:
     extractor = Canned()
     evaluate(extractor, GOLD, ONTOLOGY, samples=0)
@@ -110,7 +128,10 @@ def test_ontology_without_relations() -> None:
     result = evaluate(extractor, [GOLD[0]], bare, samples=0)
     assert result.relations == {}
     assert extractor.seen == []
-    assert "## Relations" not in render_summary(1, result.entities, result.boundaries, result.relations)
+    assert set(result.reliability) == {"entities"}
+    summary = render_summary(1, result.entities, result.boundaries, result.relations, result.reliability)
+    assert "## Relations" not in summary
+    assert "\nNo entities with a score.\n\n" in summary
 
 
 def test_types_of_extractor_and_ontology(caplog: pytest.LogCaptureFixture) -> None:
@@ -168,7 +189,7 @@ def test_a_report_that_cannot_be_written_is_explained(evaluation: Evaluation, tm
 def test_save_writes_exactly_the_report(evaluation: Evaluation, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "report"
     written = evaluation.save(folder)
-    names = {"metrics.json", "entities.txt", "confusion.png", "errors.html", "report.md"}
+    names = {"metrics.json", "entities.txt", "confusion.png", "reliability.png", "errors.html", "report.md"}
     assert {p.name for p in folder.iterdir()} == {p.name for p in written} == names
     assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == names
 
@@ -182,6 +203,9 @@ def test_save_writes_exactly_the_report(evaluation: Evaluation, tmp_path: Path) 
     assert 0 <= low <= metrics["relations"]["strict"]["micro"]["f1"] <= high <= 1
     assert metrics["confusion"]["exact"] == [[2, 1, 0], [0, 2, 1], [1, 0, 0]]
     assert metrics["confusion"]["overlapping"] == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+    assert set(metrics["reliability"]) == {"entities", "relations"}
+    assert metrics["reliability"]["entities"]["count"] == 0  # the canned predictions have no scores
 
     assert "micro avg" in (folder / "entities.txt").read_text(encoding="utf-8")
     summary = (folder / "report.md").read_text(encoding="utf-8")

@@ -10,28 +10,53 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from transformers import set_seed
 
 from rasid import export as exporting
-from rasid.checkpoint import TorchBackend, load_checkpoint, load_torch_extractor
+from rasid.checkpoint import TorchBackend, create_model, load_checkpoint, load_torch_extractor
+from rasid.decoding import LIKENESS
 from rasid.errors import ConfigError, DataError, ModelError
 from rasid.export import check_parity, export, export_fp32, quantize
 from rasid.inference import Extractor, OnnxBackend
 from rasid.records import Article, read_articles
+from rasid.training import save_checkpoint
 
 MISSING = ("torch", "transformers", "datasets", "accelerate", "omegaconf", "onnx", "safetensors", "jinja2")
 EXPORTED = {"config.json", "tokenizer.json", "encoder.onnx", "relations.onnx"}
 
 
-@pytest.fixture(scope="module")
-def torch_backend(debug_run: Path) -> TorchBackend:
-    return TorchBackend(load_checkpoint(debug_run / "torch").eval())
+@pytest.fixture(scope="module", params=[0, 1], ids=["", "layers"])
+def checkpoint(
+    request: pytest.FixtureRequest,
+    debug_run: Path,
+    configure: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A torch checkpoint without and with layers of its own for relations."""
+    if request.param == 0:
+        return debug_run / "torch"
+    folder = tmp_path_factory.mktemp("layers")
+    set_seed(1)
+    options = (f"base={debug_run / 'base'}", f"heads.relation_layers={request.param}")
+    model, tokenizer = create_model(configure(folder, *options))
+    with torch.no_grad():  # so that no layer is a copy of another one
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    save_checkpoint(model, tokenizer, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def fp32(debug_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def torch_backend(checkpoint: Path) -> TorchBackend:
+    return TorchBackend(load_checkpoint(checkpoint).eval())
+
+
+@pytest.fixture(scope="module")
+def fp32(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fp32")
-    export_fp32(load_checkpoint(debug_run / "torch"), folder)
+    export_fp32(load_checkpoint(checkpoint), folder)
     return folder
 
 
@@ -54,13 +79,13 @@ def window(pieces: int, words: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 def relation_inputs(states: np.ndarray, entities: int, pairs: int) -> tuple[np.ndarray, ...]:
-    """Word tags, entities that fill all words evenly, and pairs of them."""
+    """Word tags, entities that fill all words evenly, and pairs of them with a likeness of their names."""
     words = len(states)
     bounds = np.linspace(0, words, entities + 1).astype(np.int64)
     spans = np.stack([bounds[:-1], bounds[1:] - 1], 1)
     tags = np.random.default_rng(1).integers(0, 13, size=words)
     every = np.stack(np.triu_indices(entities, 1), 1).astype(np.int64)
-    return tags, spans, every[:pairs]
+    return tags, spans, np.column_stack([every, np.arange(len(every)) % LIKENESS])[:pairs]
 
 
 # Graphs

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rasid.decoding import Span
+from rasid.decoding import LIKENESS, Span
 from rasid.encoding import TextEncoder, Window
 from rasid.errors import DataError, ModelError
 from rasid.inference import Extractor, assign_windows, word_span
@@ -76,7 +76,8 @@ class NoiseBackend:
     def relate(self, states, word_tags, entities, pairs):
         assert len(states) == len(word_tags)
         assert (entities[:, 0] <= entities[:, 1]).all() and entities.max() < len(states)
-        assert (pairs[:, 0] < pairs[:, 1]).all() and pairs.max() < len(entities)
+        assert (pairs[:, 0] < pairs[:, 1]).all() and pairs[:, :2].max() < len(entities)
+        assert 0 <= pairs[:, 2].min() <= pairs[:, 2].max() < LIKENESS
         assert (word_tags[entities[:, 0]] % 2 == 1).all()  # an entity begins with a B- tag
         rng = np.random.default_rng(zlib.crc32(states.tobytes()))
         return rng.normal(-1, 2, (len(pairs), 2, self.relations)).astype(np.float32)
@@ -199,6 +200,14 @@ def test_by_hand():
     ]
     found = {(r.type, r.head, r.tail) for r in article.relations}
     assert found == {("AT", "T1", "T2"), ("SAME", "T3", "T4")}  # none across the paragraphs
+
+
+def test_the_network_is_told_how_alike_the_names_of_a_pair_are():
+    told, extractor = [], keyword()
+    relate = extractor.backend.relate
+    extractor.backend.relate = lambda *arrays: told.append(arrays[-1].tolist()) or relate(*arrays)
+    extractor("ثم داعش ثم حلب\nقسد ثم داعش ثم قسد")
+    assert told == [[[0, 1, 0], [2, 3, 0], [2, 4, 3], [3, 4, 0]]]
 
 
 def test_relations_in_a_paragraph_that_is_cut():

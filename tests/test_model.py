@@ -1,26 +1,37 @@
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import DistilBertConfig, DistilBertModel, set_seed
 
 from rasid.checkpoint import create_model, load_checkpoint
 from rasid.dataset import Collator, Unpredictable, window_examples
 from rasid.encoding import TextEncoder
-from rasid.errors import ModelError
-from rasid.model import IGNORED, RasidModel
+from rasid.errors import ConfigError, ModelError
+from rasid.model import IGNORED, RasidConfig, RasidModel, last_layers
 from rasid.records import read_articles
 from rasid.training import save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def created(debug_run: Path, configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A model with untrained heads, and its tokenizer."""
-    set_seed(1)
-    return create_model(configure(tmp_path_factory.mktemp("model"), f"base={debug_run / 'base'}"))
+def create(debug_run: Path, configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """`create(layers)`: a model with untrained heads and so many layers of its own for relations, and its tokenizer."""
+
+    def make(layers: int) -> tuple:
+        set_seed(1)
+        options = (f"base={debug_run / 'base'}", f"heads.relation_layers={layers}")
+        return create_model(configure(tmp_path_factory.mktemp("model"), *options))
+
+    return make
+
+
+@pytest.fixture(scope="module", params=[0, 1], ids=["", "layers"])
+def created(request: pytest.FixtureRequest, create: Callable) -> tuple:
+    return create(request.param)
 
 
 @pytest.fixture
@@ -74,10 +85,11 @@ def test_pickled_weights_are_refused(created: tuple, model: RasidModel, tmp_path
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("layers", [0, 1])
 def test_nothing_is_left_uninitialised(
-    created: tuple, debug_run: Path, configure: Callable[..., Any], tmp_path: Path
+    layers: int, debug_run: Path, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
-    config = configure(tmp_path, f"base={debug_run / 'base'}")
+    config = configure(tmp_path, f"base={debug_run / 'base'}", f"heads.relation_layers={layers}")
     states = []
     for seed in (1, 1, 2):
         torch.rand(1000)  # leave other memory and another random state behind
@@ -85,11 +97,13 @@ def test_nothing_is_left_uninitialised(
         states.append(create_model(config)[0].state_dict())
     first, same, other = states
     assert all(torch.equal(first[name], same[name]) for name in first)
-    changed = {name.split(".")[0] for name in first if not torch.equal(first[name], other[name])}
-    assert changed == {"tag_head", "proclitic_head", "relation_head"}  # the encoder is the base's
+    base = ("encoder.", "relation_head.layers.")
+    changed = {name for name in first if not torch.equal(first[name], other[name])}
+    assert {name.split(".")[0] for name in changed} == {"tag_head", "proclitic_head", "relation_head"}
+    assert not [name for name in changed if name.startswith(base)]
     for name, value in first.items():
         assert value.isfinite().all(), name
-        if name.startswith("encoder."):
+        if name.startswith(base):
             continue
         if value.ndim == 2:
             assert (value == 0).all() or 0.01 < value.std() < 0.05, name
@@ -133,18 +147,22 @@ def test_states_and_losses_do_not_depend_on_the_batch(model: RasidModel, example
     both = collate(chosen)
     with torch.inference_mode():
         together = model(**both)
-        states = model.encode(both["input_ids"], both["word_pieces"], both["attention_mask"])
+        together_states = model.encode(both["input_ids"], both["word_pieces"], both["attention_mask"])
         loss, pairs = 0.0, 0
         for row, example in enumerate(chosen):
             alone = collate([example])
             output = model(**alone)
             words = len(example["word_pieces"])
             # Without a mask, as the extractor encodes a window.
-            expected = model.encode(alone["input_ids"], alone["word_pieces"])[0]
-            torch.testing.assert_close(states[row, :words], expected, rtol=0, atol=1e-5)
+            alone_states = model.encode(alone["input_ids"], alone["word_pieces"])
+            for states, expected in zip(together_states, alone_states, strict=True):  # to tag, to relate
+                torch.testing.assert_close(states[row, :words], expected[0], rtol=0, atol=1e-5)
             torch.testing.assert_close(together.tag_logits[row, :words], output.tag_logits[0], rtol=0, atol=1e-5)
             mine = together.relation_logits[pairs : pairs + len(alone["pairs"])]
             torch.testing.assert_close(mine, output.relation_logits, rtol=0, atol=1e-5)
+            # Without a mask again, as the extractor relates.
+            bare = model.relation_head(alone_states[1], alone["tags"], alone["entities"][:, :3], alone["pairs"])
+            torch.testing.assert_close(mine, bare, rtol=0, atol=1e-5)
             pairs += len(alone["pairs"])
             loss += float(output.loss) * words
     assert pairs == len(both["pairs"]) > 50
@@ -165,7 +183,7 @@ def test_all_pairs_are_scored_in_one_call(model: RasidModel, examples: list, col
 def test_relation_logits_do_not_depend_on_the_other_pairs(model: RasidModel, examples: list, collate: Collator) -> None:
     batch = collate(examples[:1])
     with torch.inference_mode():
-        states = model.encode(batch["input_ids"], batch["word_pieces"])
+        _, states = model.encode(batch["input_ids"], batch["word_pieces"])
         entities = batch["entities"][:, :3]
         every = model.relation_head(states, batch["tags"], entities, batch["pairs"])
         for p in (0, len(every) // 2, len(every) - 1):
@@ -178,7 +196,7 @@ def test_impossible_relations_cost_nothing(model: RasidModel, examples: list, co
     batch = collate(examples)
     before = model(**batch).loss
     types = batch["entities"][:, 3].tolist()
-    for p, pair in enumerate(batch["pairs"].tolist()):
+    for p, pair in enumerate(batch["pairs"][:, :2].tolist()):
         for direction, (head, tail) in enumerate((pair, pair[::-1])):
             ends = ontology.entity_types[types[head]], ontology.entity_types[types[tail]]
             for index, name in enumerate(ontology.relation_names):
@@ -207,3 +225,124 @@ def test_windows_without_entities_or_pairs(model: RasidModel, examples: list, co
         output = model(**collate(chosen))
         assert output.loss.isfinite()
         assert output.relation_logits.shape == (0, 2, 12)
+
+
+# Layers of the relation head's own
+
+
+@pytest.fixture(params=[1, 2])
+def layered(request: pytest.FixtureRequest, create: Callable) -> RasidModel:
+    return create(request.param)[0].eval()
+
+
+def test_relation_layers_start_as_copies_of_the_encoders_last_ones(layered: RasidModel, debug_run: Path) -> None:
+    from safetensors.torch import load_file
+
+    base = load_file(debug_run / "base" / "model.safetensors")
+    number = layered.config.relation_layers
+    assert len(layered.relation_head.layers) == number
+    for index, layer in enumerate(layered.relation_head.layers):
+        state = layer.state_dict()
+        assert len(state) == 16
+        below = f"encoder.layer.{2 - number + index}."
+        assert {below + name for name in state} == {name for name in base if name.startswith(below)}
+        assert all(torch.equal(value, base[below + name]) for name, value in state.items())
+    first, last = layered.encoder.encoder.layer
+    assert not torch.equal(first.attention.self.query.weight, last.attention.self.query.weight)
+
+
+def test_relation_layers_are_not_the_encoders(layered: RasidModel) -> None:
+    encoder = {p.data_ptr() for p in layered.encoder.parameters()}
+    assert len(encoder) > 30
+    assert not encoder & {p.data_ptr() for p in layered.relation_head.parameters()}
+
+
+def test_without_relation_layers_both_heads_read_the_same(create: Callable, examples: list) -> None:
+    model = create(0)[0].eval()
+    assert len(model.relation_head.layers) == 0
+    batch = Collator(model.config.model_settings().ontology, pad_id=1)(examples[:1])
+    to_tag, to_relate = model.encode(batch["input_ids"], batch["word_pieces"])
+    assert torch.equal(to_tag, to_relate)
+
+
+def test_relations_read_the_states_below_the_copied_layers(layered: RasidModel, examples: list) -> None:
+    """So that the copies go on where the encoder's layers did, and all of a relation's depth is the base's."""
+    batch = Collator(layered.config.model_settings().ontology, pad_id=1)(examples[:1])
+    with torch.inference_mode():
+        to_tag, to_relate = layered.encode(batch["input_ids"], batch["word_pieces"])
+        hidden = layered.encoder(batch["input_ids"], output_hidden_states=True).hidden_states
+        words = batch["word_pieces"][0]
+        assert len(hidden) == 3
+        assert torch.equal(to_tag[0], hidden[2][0, words])
+        assert torch.equal(to_relate[0], hidden[2 - layered.config.relation_layers][0, words])
+
+
+def test_each_head_has_its_own_upper_layers(layered: RasidModel, examples: list) -> None:
+    batch = Collator(layered.config.model_settings().ontology, pad_id=1)(examples)
+    number = layered.config.relation_layers
+
+    def outputs() -> tuple[torch.Tensor, ...]:
+        with torch.inference_mode():
+            output = layered(**batch)
+        return output.tag_logits, output.proclitic_logits, output.relation_logits
+
+    def disturb(layers: Any) -> None:
+        with torch.no_grad():
+            for parameter in layers.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+
+    before = outputs()
+    disturb(layered.relation_head.layers)
+    after = outputs()
+    assert torch.equal(after[0], before[0]) and torch.equal(after[1], before[1])
+    assert not torch.allclose(after[2], before[2], atol=1e-3)
+    disturb(layered.encoder.encoder.layer[-number:])
+    last = outputs()
+    assert torch.equal(last[2], after[2])
+    assert not torch.allclose(last[0], after[0], atol=1e-3)
+
+
+def test_words_of_relations_see_one_another_but_no_padding(layered: RasidModel, examples: list) -> None:
+    """A word far from a pair changes its logits through the layers; one of padding does not."""
+    batch = Collator(layered.config.model_settings().ontology, pad_id=1)([examples[0], examples[-1]])
+    real = batch["tags"][1] != IGNORED
+    words = int(real.sum())
+    assert 3 < words < len(real) - 3
+    entities, pairs = torch.tensor([[1, 0, 0], [1, 1, 1]]), torch.tensor([[0, 1, 0]])
+    with torch.inference_mode():
+        _, states = layered.encode(batch["input_ids"], batch["word_pieces"], batch["attention_mask"])
+
+        def logits(changed: int | None) -> torch.Tensor:
+            other = states.clone()
+            if changed is not None:
+                other[1, changed] = torch.randn(states.shape[-1])
+            return layered.relation_head(
+                other, batch["tags"].clamp(min=0), entities, pairs, mask=batch["tags"] != IGNORED
+            )
+
+        assert torch.equal(logits(words), logits(None))
+        assert torch.equal(logits(len(real) - 1), logits(None))
+        assert not torch.equal(logits(words - 1), logits(None))
+
+
+def test_more_relation_layers_than_the_encoder_has(create: Callable) -> None:
+    message = r"heads\.relation_layers is 3, but BertModel has 2 layers in encoder\.layer; set it to 0"
+    with pytest.raises(ConfigError, match=message):
+        create(3)
+
+
+def test_relation_layers_of_another_kind_of_encoder() -> None:
+    encoder = DistilBertModel(DistilBertConfig(vocab_size=9, dim=8, n_layers=2, n_heads=2, hidden_dim=8))
+    assert len(last_layers(encoder, 0)) == 0
+    with pytest.raises(ConfigError, match=r"relation_layers is 1, but DistilBertModel has 0 layers in encoder\.layer"):
+        last_layers(encoder, 1)
+
+
+def test_a_checkpoint_from_before_there_were_relation_layers(create: Callable, tmp_path: Path) -> None:
+    save_checkpoint(*create(0), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["relation_layers"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert len(load_checkpoint(tmp_path).relation_head.layers) == 0
+    assert RasidConfig().relation_layers == 0

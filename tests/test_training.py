@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback
 
-from rasid import training
+from rasid import calibration, training
+from rasid.calibration import DevScores, dev_scores
 from rasid.checkpoint import load_torch_extractor
+from rasid.config import TrainingConfig
 from rasid.errors import ConfigError, DataError
 from rasid.inference import Extractor
 from rasid.metrics import score_entities, score_relations
@@ -21,7 +23,7 @@ from rasid.records import Article, read_articles
 from rasid.run import run
 from rasid.schema import Ontology
 from rasid.settings import ModelSettings
-from rasid.training import RasidTrainer, dev_scores, fit, training_arguments
+from rasid.training import RasidTrainer, fit, learning_rate, training_arguments, uses_bfloat16
 
 ROOT = Path(__file__).parents[1]
 Configure = Callable[..., Any]
@@ -109,27 +111,23 @@ def test_early_stopping_keeps_the_best(
     thresholds = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     seen: list[Weights] = []
 
-    def scripted(model: RasidModel, *_: Any) -> dict[str, float]:
+    def scripted(model: RasidModel, *_: Any) -> DevScores:
         assert not model.training
         epoch = len(seen)
         seen.append(weights(model))
-        score = scores[epoch]
-        return {
-            "entity_f1": score,
-            "relation_f1": score,
-            "mean_f1": score,
-            "relation_threshold": thresholds[epoch],
-        }
+        epoch = min(epoch, len(scores) - 1)  # the one after training is of the best model again
+        return DevScores(scores[epoch], scores[epoch], thresholds[epoch], {"GOES": 0.25})
 
     monkeypatch.setattr(training, "dev_scores", scripted)
     config = configure_toy(tmp_path, "training.epochs=6", "training.patience=2")
     model, _, facts = fit(config, **articles)
-    assert len(seen) == 5  # two after the best one
-    assert facts["best"] == 0.9
+    assert len(seen) == 6  # two after the best one, and the best one again
     assert [e["mean_f1"] for e in facts["epochs"]] == scores[:5]
     assert equal(weights(model), seen[2])
     assert not equal(weights(model), seen[4])
-    assert model.config.model_settings().relation_threshold == 0.4
+    assert equal(seen[5], seen[2])
+    assert model.config.model_settings().relation_threshold == thresholds[5]
+    assert model.config.model_settings().relation_thresholds == {"GOES": 0.25}
     left = list((tmp_path / "checkpoints").iterdir())
     assert len(left) <= 2  # the best one and the last
 
@@ -153,11 +151,11 @@ def test_dev_scores_are_those_of_the_model_with_its_threshold(
     extractor = load_torch_extractor(toy_run / "torch")
     model = extractor.backend.model
     scores = dev_scores(model, extractor.encoder, articles["dev"])
-    extractor.settings = extractor.settings.model_copy(update={"relation_threshold": scores["relation_threshold"]})
+    extractor.settings = scores.calibrate(extractor.settings)
     pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles["dev"]]
-    assert scores["entity_f1"] == score_entities(pairs, extractor.ontology, samples=0).micro.f1
-    assert scores["relation_f1"] == score_relations(pairs, extractor.ontology, samples=0).micro.f1
-    assert scores["mean_f1"] == (scores["entity_f1"] + scores["relation_f1"]) / 2
+    assert scores.entity_f1 == score_entities(pairs, extractor.ontology, samples=0).micro.f1
+    assert scores.relation_f1 == score_relations(pairs, extractor.ontology, samples=0).micro.f1
+    assert scores.mean_f1 == (scores.entity_f1 + scores.relation_f1) / 2
 
 
 class GuessingBackend:
@@ -191,14 +189,19 @@ def test_threshold_is_chosen_by_what_the_extractor_gives_under_it(
     extractor.settings = extractor.settings.model_copy(update={"relation_threshold": 0.6})
     gold = [extractor(text) for text in texts]
     asked, backend.calls = backend.calls, 0
-    monkeypatch.setattr(training, "torch_extractor", lambda *_: extractor)
+    monkeypatch.setattr(calibration, "torch_extractor", lambda *_: extractor)
     scores = dev_scores(None, encoder, gold)
     assert backend.calls == asked  # the network runs once, whatever the number of thresholds
-    assert scores == {"entity_f1": 1.0, "relation_f1": 1.0, "mean_f1": 1.0, "relation_threshold": 0.6}
+    assert scores == DevScores(entity_f1=1.0, relation_f1=1.0, threshold=0.6, thresholds={})
 
 
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 def test_two_learning_rates_and_decay_for_matrices_only(
-    configure_toy: Configure, articles: dict[str, list[Article]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layer_decay: float,
+    configure_toy: Configure,
+    articles: dict[str, list[Article]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     optimizers: list[tuple[torch.optim.Optimizer, RasidModel]] = []
     create = RasidTrainer.create_optimizer
@@ -209,24 +212,125 @@ def test_two_learning_rates_and_decay_for_matrices_only(
 
     monkeypatch.setattr(RasidTrainer, "create_optimizer", spy)
     rates = ("training.encoder_learning_rate=1e-4", "training.head_learning_rate=7e-4", "training.weight_decay=0.2")
-    fit(configure_toy(tmp_path, *rates), **articles)
+    layers = (f"training.layer_decay={layer_decay}", "heads.relation_layers=1")
+    fit(configure_toy(tmp_path, *rates, *layers), **articles)
     optimizer, model = optimizers[0]
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = {names[p]: group for group in optimizer.param_groups for p in group["params"]}
     assert groups.keys() == dict(model.named_parameters()).keys()
+    peak = {
+        "encoder.encoder.layer.1.": 1e-4,
+        "encoder.encoder.layer.0.": 1e-4 * layer_decay,
+        "encoder.embeddings.": 1e-4 * layer_decay**2,
+        "relation_head.layers.0.": 1e-4,  # copies of the encoder's last layer
+    }
     for name, group in groups.items():
-        assert group["initial_lr"] == (1e-4 if name.startswith("encoder.") else 7e-4), name
+        (expected,) = [rate for start, rate in peak.items() if name.startswith(start)] or [7e-4]
+        assert group["initial_lr"] == expected, name
         assert group["weight_decay"] == (0.2 if dict(model.named_parameters())[name].ndim > 1 else 0), name
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "power"),
+    [
+        ("encoder.encoder.layer.11.attention.self.query.weight", 12, 0),
+        ("encoder.encoder.layer.10.output.LayerNorm.bias", 12, 1),
+        ("encoder.encoder.layer.0.attention.self.query.weight", 12, 11),
+        ("encoder.embeddings.word_embeddings.weight", 12, 12),
+        ("encoder.embeddings.LayerNorm.weight", 12, 12),
+        ("encoder.transformer.layer.4.ffn.lin1.weight", 6, 1),  # DistilBERT
+        ("encoder.layers.20.attn.Wqkv.weight", 22, 1),  # ModernBERT
+    ],
+)
+def test_learning_rate_falls_from_layer_to_layer(name: str, layers: int, power: int) -> None:
+    training = TrainingConfig(encoder_learning_rate=1e-4, head_learning_rate=1e-3, layer_decay=0.9)
+    assert learning_rate(name, training, layers) == pytest.approx(1e-4 * 0.9**power)
+    assert learning_rate("relation_head.layers.0.attention.self.query.weight", training, layers) == 1e-4
+    assert learning_rate("relation_head.out.weight", training, layers) == 1e-3
+    assert learning_rate("tag_head.bias", training, layers) == 1e-3
+
+
+@pytest.fixture
+def averaged(
+    configure_toy: Configure, articles: dict[str, list[Article]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """`averaged(scores, *overrides)`: the outcome of a run that is told these scores, and the weights that had them."""
+
+    def make(scores: list[float], *overrides: str) -> Any:
+        seen: list[Weights] = []
+
+        def scripted(model: RasidModel, *_: Any) -> DevScores:
+            assert not model.training
+            seen.append(weights(model))
+            score = scores[len(seen) - 1]
+            return DevScores(score, score, round(score / 2, 2), {"GOES": score})
+
+        monkeypatch.setattr(training, "dev_scores", scripted)
+        model, _, facts = fit(configure_toy(tmp_path / "run", "training.patience=9", *overrides), **articles)
+        assert len(seen) == len(scores)
+        return model, facts, seen
+
+    return make
+
+
+def close(a: Weights, b: Weights) -> bool:
+    return all(torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-7) for name in a)
+
+
+def mean(several: list[Weights]) -> Weights:
+    return {name: sum(one[name] for one in several) / len(several) for name in several[0]}
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_mean_of_the_last_epochs_if_it_is_better(epochs: int, averaged: Callable[..., Any]) -> None:
+    """Scores of three epochs, of the best one again, and of the mean."""
+    scores = [0.2, 0.5, 0.6, 0.6, 0.7]
+    model, facts, seen = averaged(scores, "training.epochs=3", f"training.average={epochs}")
+    assert close(seen[4], mean(seen[3 - epochs : 3]))
+    assert not close(seen[4], seen[2])
+    assert equal(weights(model), seen[4])
+    assert facts["best"] == 0.7
+    assert (facts["threshold"], facts["thresholds"]) == (0.35, {"GOES": 0.7})
+    assert model.config.model_settings().thresholds == (0.7,)
+    assert model.config.model_settings().relation_threshold == 0.35
+    assert [e["mean_f1"] for e in facts["epochs"]] == scores[:3]
+
+
+@pytest.mark.parametrize("score", [0.6, 0.5])
+def test_mean_that_is_no_better_is_not_taken(score: float, averaged: Callable[..., Any]) -> None:
+    model, facts, seen = averaged([0.2, 0.5, 0.6, 0.6, score], "training.epochs=3", "training.average=2")
+    assert close(seen[4], mean(seen[1:3]))
+    assert equal(weights(model), seen[2])
+    assert facts["best"] == 0.6
+    assert model.config.model_settings().thresholds == (0.6,)
+    assert model.config.model_settings().relation_threshold == 0.3
+
+
+def test_without_averaging_no_mean_is_tried(averaged: Callable[..., Any]) -> None:
+    model, _, seen = averaged([0.5, 0.6, 0.6], "training.epochs=2")
+    assert equal(weights(model), seen[1])
+
+
 def test_bfloat16_where_nothing_computes_in_it(configure_toy: Configure, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(training, "computes_in_bfloat16", lambda: False)
-    with pytest.raises(ConfigError, match=r"training\.precision=bf16: neither .* use auto or fp32"):
+    monkeypatch.setattr(training, "_computes_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match=r"precision=bf16: neither .* use auto or fp32"):
         training_arguments(configure_toy(tmp_path, "training.precision=bf16"))
     assert training_arguments(configure_toy(tmp_path, "training.precision=auto")).bf16 is False
-    monkeypatch.setattr(training, "computes_in_bfloat16", lambda: True)
+    monkeypatch.setattr(training, "_computes_bfloat16", lambda: True)
     assert training_arguments(configure_toy(tmp_path, "training.precision=auto")).bf16 is True
     assert training_arguments(configure_toy(tmp_path, "training.precision=fp32")).bf16 is False
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_what_trains_in_bfloat16(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_computes_bfloat16", lambda: able)
+    assert uses_bfloat16("auto") is able
+    assert uses_bfloat16("fp32") is False
+    if able:
+        assert uses_bfloat16("bf16") is True
+    else:
+        with pytest.raises(ConfigError):
+            uses_bfloat16("bf16")
 
 
 def test_empty_training_corpus(configure_toy: Configure, tmp_path: Path) -> None:

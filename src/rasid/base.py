@@ -46,6 +46,7 @@ class BaseInfo(BaseModel):
         licence: Of the weights.
         vocab_size: Pieces, special ones included.
         versions: Of the libraries that made it, and the hub's revision.
+        pretraining: In words, what it was pre-trained on further; empty if it was not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +57,7 @@ class BaseInfo(BaseModel):
     licence: str
     vocab_size: int
     versions: dict[str, str]
+    pretraining: str = ""
 
 
 def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
@@ -244,7 +246,8 @@ def describe_base(name: str) -> str:
     if (info := read_info(folder)) is None:
         return f"`{folder.name if folder.is_dir() else name}`"
     made_from = f"out of the {info.source} `{info.origin}` ({info.licence})"
-    return f"multilingual-e5-small, vocabulary trimmed to Arabic, {made_from}"
+    further = f"; {info.pretraining}" if info.pretraining else ""
+    return f"multilingual-e5-small, vocabulary trimmed to Arabic, {made_from}{further}"
 
 
 def resolve_base(name: str) -> Path | str:

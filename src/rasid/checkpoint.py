@@ -21,6 +21,9 @@ from rasid.settings import WEIGHTS_FILE, ModelSettings, load_settings
 logger = logging.getLogger(__name__)
 
 
+# What encoders call the dropout of attention weights.
+ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}
+
 # What the loaders of transformers raise for files that are missing, broken or of another kind.
 _LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
 
@@ -78,9 +81,12 @@ def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
             f"text.max_pieces is {run.text.max_pieces}, but {run.base} reads {longest} pieces at most; lower it"
         )
     described = {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"}
+    for name in ATTENTION_DROPOUT & described.keys():
+        described[name] = run.training.attention_dropout
     config = RasidConfig(encoder=described, settings=settings.model_dump(mode="json"), **run.heads.model_dump())
     model = RasidModel(config)
-    model.encoder.load_state_dict(encoder.state_dict())
+    model.load_encoder(encoder)
+    model.loss = run.loss
     return model, tokenizer
 
 
@@ -183,9 +189,9 @@ class TorchBackend:
         """See `rasid.inference.Backend`."""
         device = self.model.device
         ids, words = (torch.from_numpy(a)[None].to(device) for a in (input_ids, word_pieces))
-        states = self.model.encode(ids, words)
+        states, relation_states = self.model.encode(ids, words)
         tags, proclitics = self.model.tag(states)
-        return tags[0].cpu().numpy(), proclitics[0].cpu().numpy(), states[0].cpu().numpy()
+        return tags[0].cpu().numpy(), proclitics[0].cpu().numpy(), relation_states[0].cpu().numpy()
 
     @torch.inference_mode()
     def relate(self, states: Floats, word_tags: Ints, entities: Ints, pairs: Ints) -> Floats:

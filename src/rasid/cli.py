@@ -96,6 +96,20 @@ def predict(
 
 
 @app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/pretrain.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as corpus=[news.txt.xz].")] = None,
+) -> None:
+    """Pre-train a base further on raw text, by masked words."""
+    with _training_extra():
+        from rasid.config import PretrainConfig, read_config
+        from rasid.pretraining import pretrain as run
+    logging.getLogger("rasid").setLevel(logging.INFO)
+    base = run(read_config(config, PretrainConfig, overrides or ()))
+    stderr.print(f"[bold]{base}[/]: train with base={base}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file, such as configs/compact.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as training.epochs=3.")] = None,
@@ -109,6 +123,34 @@ def train(
     stderr.print(
         f"[bold]{result.model}[/]: " + ", ".join(f"{k} {v:.3f}" for k, v in result.dev.items()), soft_wrap=True
     )
+
+
+@app.command()
+def ablate(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Run config that the rows differ from.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="YAML files of differences, a row each.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value for all rows, such as training.epochs=3; repeatable.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of every row.")] = "13,17,23",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each with its share of the processors.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder of the runs and the table.")] = Path("runs/ablations"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the torch checkpoints of finished runs.")] = False,
+) -> None:
+    """Train a config as it is and with some changes, one by one, into a table. Exit status 1 if a run failed."""
+    with _training_extra():
+        from rasid.ablation import ablate as run
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds {seeds}: expected whole numbers and commas, such as 13,17,23") from error
+    logging.getLogger("rasid").setLevel(logging.INFO)
+    study = run(config, files or (), overrides or (), seeds=numbers, jobs=jobs, output=output, keep=keep)
+    typer.echo(study.table.read_text(encoding="utf-8"), nl=False)
+    stderr.print(f"table: {study.table}", soft_wrap=True, highlight=False)
+    if study.failed:
+        stderr.print(f"[red]{len(study.failed)} of {len(study.runs)} runs failed[/]", highlight=False)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -136,7 +178,8 @@ def evaluate(
         extractor = load_torch_extractor(model)
     types = Ontology.load(ontology) if ontology else extractor.ontology
     result = run(extractor, read_articles(data, types), types)
-    typer.echo(render_summary(len(result.pairs), result.entities, result.boundaries, result.relations))
+    scores = result.entities, result.boundaries, result.relations, result.reliability
+    typer.echo(render_summary(len(result.pairs), *scores))
     if report:
         result.save(report)
         stderr.print(f"report: {report}", soft_wrap=True)

@@ -5,7 +5,7 @@ A config file holds only what differs from the defaults.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,12 +49,45 @@ class HeadConfig(_Section):
     dropout: Ratio = 0.1
     relation_size: Annotated[int, Field(ge=4)] = 256
     context_heads: Annotated[int, Field(ge=1)] = 4
+    relation_layers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.relation_size % self.context_heads:
             raise ValueError(f"relation_size {self.relation_size} is no multiple of context_heads {self.context_heads}")
         return self
+
+
+class AugmentationConfig(_Section):
+    """Changed copies of the training articles; see `rasid.augmentation`.
+
+    Attributes:
+        copies: Of each article, beside the article itself.
+        swap: Share of the names in a copy that another name of their kind replaces.
+        noise: Share of the letters in a copy that are misspelt, of those that often are (hamza, final ya, ta marbuta).
+    """
+
+    copies: Annotated[int, Field(ge=0)] = 0
+    swap: Annotated[float, Field(ge=0, le=1)] = 0.3
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class LossConfig(_Section):
+    """What the loss weighs.
+
+    Attributes:
+        relations: Weight of the relations' part against that of the tags.
+        positive: Weight of a pair that has a relation against one that has not.
+        focusing: Power of focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002): the larger, the more the hard
+            pairs among the many without a relation count; 0 for none.
+        r_drop: Weight of the divergence between two passes under dropout (Wu et al. 2021,
+            https://arxiv.org/abs/2106.14448), which double the time; 0 for one pass.
+    """
+
+    relations: Positive = 1.0
+    positive: Positive = 1.0
+    focusing: Annotated[float, Field(ge=0)] = 0.0
+    r_drop: Annotated[float, Field(ge=0)] = 0.0
 
 
 class TrainingConfig(_Section):
@@ -65,9 +98,12 @@ class TrainingConfig(_Section):
         batch_size: Windows per step and device.
         encoder_learning_rate: Peak learning rate of the encoder.
         head_learning_rate: Peak learning rate of the heads.
+        layer_decay: Factor of the encoder's learning rate from one layer to the next lower one.
+        average: Epochs, best and last ones, whose mean weights are taken if they are better on dev than the best one.
         weight_decay: AdamW's, for matrices only.
         warmup: Share of the steps with a rising learning rate; a cosine falls over the rest.
         clip: Largest gradient norm.
+        attention_dropout: Dropout of attention weights, which costs much time on a CPU.
         patience: Evaluations on dev without a better one before training stops.
         precision: `auto` takes bfloat16 where the processor or GPU computes in it.
         workers: Processes that prepare batches.
@@ -77,9 +113,12 @@ class TrainingConfig(_Section):
     batch_size: Annotated[int, Field(ge=1)] = 8
     encoder_learning_rate: Positive = 1.2e-4
     head_learning_rate: Positive = 1e-3
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    average: Annotated[int, Field(ge=1)] = 1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Ratio = 0.1
     clip: Positive = 1.0
+    attention_dropout: Ratio = 0.0
     patience: Annotated[int, Field(ge=1)] = 4
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
@@ -117,6 +156,8 @@ class RunConfig(_Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     text: TextSettings = TextSettings()
     heads: HeadConfig = HeadConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     export: ExportConfig = ExportConfig()
 
@@ -125,11 +166,53 @@ class RunConfig(_Section):
         return str(OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json"))))
 
 
+class PretrainConfig(_Section):
+    """Continued pre-training of a base on raw text, by masked words.
+
+    Attributes:
+        base: As in `RunConfig`.
+        output: Folder of the run; the new base is `OUTPUT/base`.
+        corpus: Text files, a paragraph a line; plain, `.gz` or `.xz`.
+        about: Words that tell what a paragraph is about; no others than those that hold `mentions` of them are read.
+        mentions: Fewest words of `about` in a paragraph.
+        text: How the fine-tuned model will see text.
+        block: Pieces per training sequence.
+        masked: Share of the pieces that are masked.
+        seed: Of the order, the masks and the new prediction head.
+        epochs, batch_size, learning_rate, weight_decay, warmup, precision: As in `TrainingConfig`.
+    """
+
+    base: str = "compact"
+    output: Path = Path("runs/pretrain")
+    corpus: tuple[Path, ...] = ()
+    about: tuple[str, ...] = ()
+    mentions: Annotated[int, Field(ge=0)] = 0
+    text: TextSettings = TextSettings()
+    block: Annotated[int, Field(ge=16)] = 128
+    masked: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: int = 13
+    epochs: Positive = 1
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Positive = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Ratio = 0.06
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run config.
+    """Read a run config; see `read_config`."""
+    return read_config(path, RunConfig, overrides)
+
+
+def read_config(path: str | Path, kind: type[Config], overrides: Sequence[str] = ()) -> Config:
+    """Read a config of some kind.
 
     Args:
         path: YAML file.
+        kind: The class that it is one of.
         overrides: `key=value` with dotted keys, such as `training.epochs=3` or `data.train=[a.jsonl,b.jsonl]`.
 
     Raises:
@@ -150,13 +233,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"{path} with {list(overrides)}: {error}") from error
     try:
-        return RunConfig.model_validate(merged)
+        return kind.model_validate(merged)
     except ValidationError as error:
-        problems = [_problem(e["loc"], e["type"], e["msg"]) for e in error.errors()]
+        problems = [_problem(kind, e["loc"], e["type"], e["msg"]) for e in error.errors()]
         raise ConfigError("\n".join(f"{path}: {p}" for p in problems)) from error
 
 
-def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+def _problem(config: type[BaseModel], loc: tuple[int | str, ...], kind: str, message: str) -> str:
     key = ".".join(str(part) for part in loc)
     if kind == "tuple_type":
         return f"{key}: expected a list, such as {key}=[a,b]"
@@ -164,7 +247,7 @@ def _problem(loc: tuple[int | str, ...], kind: str, message: str) -> str:
         return f"{key}: {message}"
     from difflib import get_close_matches
 
-    section: type[BaseModel] = RunConfig
+    section = config
     for part in loc[:-1]:
         section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
     known = list(section.model_fields)

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rasid.decoding import Ints, Span, tag_words
+from rasid.decoding import Ints, Span, name_likeness, tag_words
 from rasid.encoding import Encoding, TextEncoder
 from rasid.errors import DataError
 from rasid.inference import pairs_in_paragraphs, word_span
@@ -66,8 +66,9 @@ def window_examples(
     """The windows of one annotated article, with word-level labels.
 
     Each has `input_ids` [S], `word_pieces` [W], `tags` [W], `proclitics` [W], `paragraphs` (the first word of each),
-    `entities` [E, 3] (first word, last word, type), `links` [N, 3] (head, tail, relation; indices of entities in the
-    window), and `length` = S. An entity that a window cuts has its labels there, but is none of its `entities`.
+    `entities` [E, 3] (first word, last word, type), `names` [E] (what they cover), `links` [N, 3] (head, tail,
+    relation; the first two are indices of entities in the window), and `length` = S. An entity that a window cuts has
+    its labels there, but is none of its `entities`.
     """
     ontology = settings.ontology
     encoding = encoder.encode(article.text)
@@ -82,6 +83,7 @@ def window_examples(
         if r.head in spans and r.tail in spans
     ]
     held: set[tuple[str, str, int]] = set()
+    names = {e.id: e.text for e in article.entities}
     for window in encoding.windows:
         first, after = window.words
         inside = [i for i, s in spans.items() if first <= s.first and s.last < after]
@@ -95,6 +97,7 @@ def window_examples(
             "proclitics": proclitics[first:after],
             "paragraphs": [max(a - first, 0) for a, b in encoding.paragraphs if a < after and b > first],
             "entities": [[spans[i].first - first, spans[i].last - first, spans[i].type] for i in inside],
+            "names": [names[i] for i in inside],
             "links": [[position[h], position[t], r] for h, t, r in here],
             "length": len(window.input_ids),
         }
@@ -162,11 +165,12 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """See `RasidModel.forward` for the arrays and their shapes."""
         entities: list[list[int]] = []
-        pairs: list[Ints] = [np.zeros((0, 2), dtype=np.int64)]
+        pairs: list[Ints] = [np.zeros((0, 3), dtype=np.int64)]
         relations: list[np.ndarray] = [np.zeros((0, 2, len(self.ontology.relation_names)), dtype=np.float32)]
         for window, example in enumerate(examples):
             local, labels = self._pairs(example)
-            pairs.append(local + len(entities))
+            local[:, :2] += len(entities)
+            pairs.append(local)
             relations.append(labels)
             entities += [[window, *e] for e in example["entities"]]
         ids = [torch.as_tensor(e["input_ids"]) for e in examples]
@@ -182,7 +186,7 @@ class Collator:
         }
 
     def _pairs(self, example: Example) -> tuple[Ints, np.ndarray]:
-        """Candidate pairs [P, 2] of one window and their labels [P, 2, R]."""
+        """Candidate pairs [P, 3] of one window and their labels [P, 2, R]."""
         spans = [Span(*e) for e in example["entities"]]
         # Pairs across paragraphs are never scored, and many of them would be false negatives: the same name twice.
         pairs = pairs_in_paragraphs(spans, [(first, first) for first in example["paragraphs"]], self.ontology)
@@ -193,7 +197,7 @@ class Collator:
             labels[p, int(head > tail), relation] = 1.0
             if self.ontology.symmetric[relation]:
                 labels[p, :, relation] = 1.0
-        return pairs, labels
+        return np.column_stack([pairs, name_likeness(example["names"], pairs)]), labels
 
 
 def _pad(rows: Sequence[Tensor], value: int) -> Tensor:

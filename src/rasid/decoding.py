@@ -12,10 +12,15 @@ import numpy.typing as npt
 
 from rasid.records import Entity, Relation
 from rasid.schema import Ontology
-from rasid.text import canonical_name, proclitic_cuts
+from rasid.text import canonical_name, name_words, proclitic_cuts
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+
+
+LIKENESS = 4  # levels of `name_likeness`
+_CLOSING = {"«": "»", "“": "”", "„": "“", "(": ")", "[": "]", '"': '"', "'": "'"}
+_PUNCTUATION = frozenset("،؛:.؟!,;?–—…-") | _CLOSING.keys() | frozenset(_CLOSING.values())
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,50 @@ def find_spans(tags: Ints, offset: int = 0) -> list[Span]:
     return spans
 
 
+def tidy_spans(spans: Sequence[Span], words: Sequence[str], offset: int) -> list[Span]:
+    """Spans without marks of punctuation at their edges, and with the closing mark of what they open.
+
+    A name that holds an opening quotation mark or bracket holds the closing one too; nothing else of punctuation begins
+    or ends a name. A span of punctuation alone is dropped.
+
+    Args:
+        spans: In text order.
+        words: Of the paragraph.
+        offset: Number of the paragraph's first word.
+    """
+    result: list[Span] = []
+    for n, span in enumerate(spans):
+        first, last = span.first - offset, span.last - offset
+        after = spans[n + 1].first - offset if n + 1 < len(spans) else len(words)
+        if last + 1 < after and words[last + 1] in _unclosed(words[first : last + 1]):
+            last += 1
+        while first <= last and words[last] in _PUNCTUATION and not _closes(words[first : last + 1]):
+            last -= 1
+        while first <= last and words[first] in _PUNCTUATION and words[first] not in _CLOSING:
+            first += 1
+        while first <= last and words[first] in _CLOSING and _CLOSING[words[first]] not in words[first + 1 : last + 1]:
+            first += 1
+        if first < last and _CLOSING.get(words[first]) == words[last]:  # quoted whole
+            first, last = first + 1, last - 1
+        if first <= last:
+            result.append(Span(first + offset, last + offset, span.type))
+    return result
+
+
+def _unclosed(words: Sequence[str]) -> set[str]:
+    """The marks that would close what some words open and leave open."""
+    return {
+        close
+        for mark, close in _CLOSING.items()
+        if (words.count(mark) % 2 if mark == close else words.count(mark) > words.count(close))
+    }
+
+
+def _closes(words: Sequence[str]) -> bool:
+    """Whether the last word closes what an earlier one opens."""
+    return words[-1] in _CLOSING.values() and words[-1] in _unclosed(words[:-1])
+
+
 def tag_words(spans: Sequence[Span], words: tuple[int, int]) -> Ints:
     """IOB2 tags int64 [W] of the words `[first, after)` under entities that lie inside; inverse of `find_spans`."""
     first, after = words
@@ -141,7 +190,8 @@ def decode_entities(
     entities: list[Entity] = []
     for start, stop in paragraphs:
         part = log_probs[start:stop]
-        for span in find_spans(best_tags(part, allowed), start):
+        surfaces = [text[a:b] for a, b in words[start:stop].tolist()]
+        for span in tidy_spans(find_spans(best_tags(part, allowed), start), surfaces, start):
             begin, end = int(words[span.first, 0]), int(words[span.last, 1])
             word = text[begin : int(words[span.first, 1])]
             cut, cut_score = cut_proclitic(word, proclitic_logits[span.first], ontology.proclitics)
@@ -172,6 +222,26 @@ def candidate_pairs(spans: Sequence[Span], ontology: Ontology) -> Ints:
     return np.stack([first[kept], second[kept]], axis=1).astype(np.int64)
 
 
+def name_likeness(names: Sequence[str], pairs: Ints) -> Ints:
+    """How alike two names are, int64 [P]: 0 no word shared, 1 one shared, 2 all words of one in the other, 3 the same.
+
+    Args:
+        names: Surface forms of E entities.
+        pairs: int64 [P, 2], indices of it.
+    """
+    words = [name_words(name) for name in names]
+    column = {word: n for n, word in enumerate(sorted(frozenset().union(*words)))}
+    has = np.zeros((len(names), len(column)), dtype=np.float32)
+    for row, of_name in enumerate(words):
+        has[row, [column[word] for word in of_name]] = 1
+    shared = (has @ has.T)[pairs[:, 0], pairs[:, 1]]
+    sizes = has.sum(1)[pairs]  # [P, 2]
+    levels: Ints = (
+        (shared > 0).astype(np.int64) + (shared >= sizes.min(1, initial=np.inf)) + (shared >= sizes.max(1, initial=0))
+    )
+    return np.where(shared > 0, levels, 0)
+
+
 def allowed_relations(ontology: Ontology) -> npt.NDArray[np.bool_]:
     """Rules, bool [types, types, R]: whether the relation may join a head of the first type to a tail of the second."""
     names = ontology.entity_types
@@ -182,9 +252,17 @@ def allowed_relations(ontology: Ontology) -> npt.NDArray[np.bool_]:
 
 
 def decode_relations(
-    entities: Sequence[Entity], spans: Sequence[Span], pairs: Ints, logits: Floats, ontology: Ontology, threshold: float
+    entities: Sequence[Entity],
+    spans: Sequence[Span],
+    pairs: Ints,
+    logits: Floats,
+    ontology: Ontology,
+    thresholds: Sequence[float],
 ) -> list[Relation]:
-    """Relations whose probability reaches `threshold`, in order of head and tail.
+    """Relations whose score reaches the threshold of their type, in order of head and tail.
+
+    The score is the probability that the relation holds and that both of its ends are right, since it is of no use
+    without them: that of the logits times the scores of the ends. Ends without a score, such as gold ones, are sure.
 
     Args:
         entities: E entities in text order.
@@ -192,7 +270,7 @@ def decode_relations(
         pairs: int64 [P, 2], entity indices `i < j`.
         logits: float32 [P, 2, R]; `[:, 0]` is `i → j`, `[:, 1]` is `j → i`.
         ontology: Which relations may join what. Symmetric ones are read off the first direction.
-        threshold: Lowest probability.
+        thresholds: Lowest score of each relation type, R of them.
     """
     if not len(pairs):
         return []
@@ -201,9 +279,10 @@ def decode_relations(
     heads, tails = pairs, pairs[:, ::-1]  # [P, 2] each: the two directions
     mask = allowed_relations(ontology)[types[heads], types[tails]]  # [P, 2, R]
     mask[:, 1] &= ~symmetric
-    probs = sigmoid(logits)
+    sure = np.array([1.0 if e.score is None else e.score for e in entities])
+    probs = sigmoid(logits) * (sure[pairs[:, 0]] * sure[pairs[:, 1]])[:, None, None]
     found = []
-    for p, direction, r in np.argwhere(mask & (probs >= threshold)).tolist():
+    for p, direction, r in np.argwhere(mask & (probs >= np.asarray(thresholds))).tolist():
         found.append((int(heads[p, direction]), int(tails[p, direction]), r, float(probs[p, direction, r])))
     found = _as_chains(sorted(found), ontology)
     return [

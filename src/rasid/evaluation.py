@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rasid import report
+from rasid import figures, report
 from rasid.errors import ConfigError, DataError
 from rasid.metrics import Confusion, Pair, Table, confusion, score_entities, score_relations, word_tags
 from rasid.records import Article
+from rasid.reliability import Reliability, entity_reliability, relation_reliability
 from rasid.schema import OUTSIDE, Ontology
 from rasid.text import split_words
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 ENTITIES_FILE = "entities.txt"
 CONFUSION_FILE = "confusion.png"
+RELIABILITY_FILE = "reliability.png"
 ERRORS_FILE = "errors.html"
 SUMMARY_FILE = "report.md"
 
@@ -49,6 +51,8 @@ class Evaluation:
         relations: `boundaries` (offsets of both ends), `strict` (their types too) and `gold entities` (predicted
             between gold entities, so that no entity error interferes); empty for an ontology without relations.
         confusion: Which entity type became which.
+        reliability: How often what has a score is right: `entities` (as in `entities`), and `relations` (as in
+            `strict`) unless the ontology has none.
     """
 
     ontology: Ontology
@@ -57,6 +61,7 @@ class Evaluation:
     boundaries: Table
     relations: dict[str, Table]
     confusion: Confusion
+    reliability: dict[str, Reliability]
 
     def to_dict(self) -> dict[str, Any]:
         """Every score as plain data for JSON."""
@@ -65,10 +70,11 @@ class Evaluation:
             "entities": {"exact": self.entities.to_dict(), "boundaries": self.boundaries.to_dict()},
             "relations": {name: table.to_dict() for name, table in self.relations.items()},
             "confusion": self.confusion.to_dict(),
+            "reliability": {name: items.to_dict() for name, items in self.reliability.items()},
         }
 
     def save(self, report_dir: str | Path) -> tuple[Path, ...]:
-        """Write scores, seqeval's report, confusion matrix, errors in context and a summary into a folder.
+        """Write scores, seqeval's report, pictures, errors in context and a summary into a folder.
 
         Everything is rendered before anything is written, so that a missing package leaves no half report.
 
@@ -81,10 +87,11 @@ class Evaluation:
         contents: dict[str, bytes] = {
             METRICS_FILE: (json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n").encode(),
             ENTITIES_FILE: word_report(self.pairs).encode(),
-            CONFUSION_FILE: report.render_confusion(self.confusion),
+            CONFUSION_FILE: figures.render_confusion(self.confusion),
+            RELIABILITY_FILE: figures.render_reliability(self.reliability),
             ERRORS_FILE: report.render_errors(self.pairs, self.ontology).encode(),
             SUMMARY_FILE: report.render_summary(
-                len(self.pairs), self.entities, self.boundaries, self.relations
+                len(self.pairs), self.entities, self.boundaries, self.relations, self.reliability
             ).encode(),
         }
         folder = Path(report_dir)
@@ -125,6 +132,7 @@ def evaluate(
         raise DataError("no articles to evaluate on; give a corpus with at least one")
     pairs = _predict(extractor, gold)
     relations = {}
+    reliability = {"entities": entity_reliability(pairs)}
     if ontology.relation_types:
         related = [(g, extractor.relate(_without_relations(g, extractor.ontology))) for g in gold]
         relations = {
@@ -132,6 +140,7 @@ def evaluate(
             "strict": score_relations(pairs, ontology, samples=samples, seed=seed),
             "gold entities": score_relations(related, ontology, samples=samples, seed=seed),
         }
+        reliability["relations"] = relation_reliability(pairs, ontology)
     return Evaluation(
         ontology=ontology,
         pairs=pairs,
@@ -139,6 +148,7 @@ def evaluate(
         boundaries=score_entities(pairs, ontology, typed=False, samples=samples, seed=seed),
         relations=relations,
         confusion=confusion(pairs, ontology),
+        reliability=reliability,
     )
 
 
@@ -148,11 +158,18 @@ def strict_f1(extractor: Extractor, gold: Sequence[Article]) -> dict[str, float]
     Raises:
         DataError: as `evaluate` does.
     """
+    entities, relations = strict_tables(extractor, gold)
+    return {"entity_f1": entities.micro.f1, "relation_f1": relations.micro.f1}
+
+
+def strict_tables(extractor: Extractor, gold: Sequence[Article]) -> tuple[Table, Table]:
+    """Strict scores of entities and of relations under the extractor's ontology, without intervals.
+
+    Raises:
+        DataError: as `evaluate` does.
+    """
     pairs = _predict(extractor, gold)
-    return {
-        "entity_f1": score_entities(pairs, extractor.ontology, samples=0).micro.f1,
-        "relation_f1": score_relations(pairs, extractor.ontology, samples=0).micro.f1,
-    }
+    return tuple(score(pairs, extractor.ontology, samples=0) for score in (score_entities, score_relations))  # type: ignore[return-value]
 
 
 def _predict(extractor: Extractor, gold: Sequence[Article]) -> tuple[Pair, ...]:

@@ -35,13 +35,13 @@ class _EncoderGraph(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, word_pieces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        states = self.model.encode(input_ids, word_pieces)
+        states, relation_states = self.model.encode(input_ids, word_pieces)
         tags, proclitics = self.model.tag(states)
-        return tags, proclitics, states
+        return tags, proclitics, relation_states
 
 
 class _RelationGraph(nn.Module):
-    """states [1, W, H], word_tags [1, W], entities [E, 2], pairs [P, 2] → logits [P, 2, R]."""
+    """states [1, W, H], word_tags [1, W], entities [E, 2], pairs [P, 3] → logits [P, 2, R]."""
 
     def __init__(self, model: RasidModel):
         super().__init__()
@@ -84,7 +84,7 @@ def export_fp32(model: RasidModel, folder: Path) -> None:
             "states": torch.randn(1, 11, hidden),
             "word_tags": torch.zeros(1, 11, dtype=torch.int64),
             "entities": torch.tensor([[0, 1], [3, 3], [7, 9]]),
-            "pairs": torch.tensor([[0, 1], [0, 2], [1, 2]]),
+            "pairs": torch.tensor([[0, 1, 0], [0, 2, 3], [1, 2, 1]]),
         },
         ["logits"],
         {"states": {1: "words"}, "word_tags": {1: "words"}, "entities": {0: "entities"}, "pairs": {0: "pairs"}},

@@ -17,6 +17,7 @@ from rasid.decoding import (
     candidate_pairs,
     decode_entities,
     decode_relations,
+    name_likeness,
     tag_words,
 )
 from rasid.encoding import Encoding, TextEncoder, Window
@@ -39,7 +40,10 @@ class Backend(Protocol):
         ...
 
     def relate(self, states: Floats, word_tags: Ints, entities: Ints, pairs: Ints) -> Floats:
-        """Logits [P, 2, R] out of states [W, H], tags [W], first and last words of entities [E, 2] and pairs [P, 2]."""
+        """Logits [P, 2, R] out of states [W, H], tags [W], first and last words of entities [E, 2] and pairs [P, 3].
+
+        A pair is two indices of entities and the `name_likeness` of the two.
+        """
         ...
 
 
@@ -171,13 +175,15 @@ class Extractor:
     ) -> list[Relation]:
         """Relations between entities of a section, given the states [W, H] of each of its windows."""
         pairs, home = assign_windows(spans, section.paragraphs, section.windows, self.ontology)
+        likeness = name_likeness([e.text for e in entities], pairs)
         word_tags = tag_words(spans, (0, len(section.words)))
         logits = np.full((len(pairs), 2, len(self.ontology.relation_names)), -np.inf, dtype=np.float32)
         for index, window in enumerate(section.windows):
             chosen = np.flatnonzero(home == index)
             if len(chosen):
-                logits[chosen] = self._relate_window(window, spans, word_tags, pairs[chosen], states[index])
-        return decode_relations(entities, spans, pairs, logits, self.ontology, self.settings.relation_threshold)
+                alike = np.column_stack([pairs[chosen], likeness[chosen]])
+                logits[chosen] = self._relate_window(window, spans, word_tags, alike, states[index])
+        return decode_relations(entities, spans, pairs, logits, self.ontology, self.settings.thresholds)
 
     def _relate_window(
         self, window: Window, spans: Sequence[Span], word_tags: Ints, pairs: Ints, states: Floats
@@ -185,7 +191,7 @@ class Extractor:
         first, after = window.words
         inside = _inside(spans, window)
         position = {entity: n for n, entity in enumerate(inside)}
-        local = np.array([[position[i], position[j]] for i, j in pairs.tolist()], dtype=np.int64)
+        local = np.array([[position[i], position[j], alike] for i, j, alike in pairs.tolist()], dtype=np.int64)
         entities = np.array([[spans[i].first - first, spans[i].last - first] for i in inside], dtype=np.int64)
         return self.backend.relate(states, word_tags[first:after], entities, local)
 

@@ -4,7 +4,9 @@ Letters of the shapes: B windows, S pieces, W words, H hidden size, T IOB2 tags,
 whole batch, P unordered pairs of entities, R relation types, D size of the relation scorer, G context heads.
 """
 
+import copy
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from rasid.decoding import allowed_relations
+from rasid.config import LossConfig
+from rasid.decoding import LIKENESS, allowed_relations
+from rasid.errors import ConfigError
 from rasid.settings import MODEL_TYPE, ModelSettings
 
 IGNORED = -100  # label of padding
@@ -33,6 +37,7 @@ class RasidConfig(PreTrainedConfig):  # type: ignore[misc]
         dropout: float = 0.1,
         relation_size: int = 256,
         context_heads: int = 4,
+        relation_layers: int = 0,
         **kwargs: Any,
     ):
         self.encoder = encoder
@@ -40,6 +45,7 @@ class RasidConfig(PreTrainedConfig):  # type: ignore[misc]
         self.dropout = dropout
         self.relation_size = relation_size
         self.context_heads = context_heads
+        self.relation_layers = relation_layers
         super().__init__(**kwargs)
 
     def model_settings(self) -> ModelSettings:
@@ -68,8 +74,9 @@ class RelationHead(nn.Module):
     WORD_BUCKETS = (1, 2, 3, 5, 9, 17, 33, 65)  # words between the ends, at least
     ENTITY_BUCKETS = (2, 3, 4, 5, 7, 10)  # steps in the order of entities, at least
 
-    def __init__(self, config: RasidConfig, hidden: int, settings: ModelSettings):
+    def __init__(self, config: RasidConfig, hidden: int, settings: ModelSettings, layers: Iterable[nn.Module] = ()):
         super().__init__()
+        self.layers = nn.ModuleList(layers)
         ontology = settings.ontology
         size, relations = config.relation_size, len(ontology.relation_names)
         self.groups = config.context_heads
@@ -84,6 +91,7 @@ class RelationHead(nn.Module):
         self.context = nn.Linear(size, 2 * size, bias=False)  # one half per direction
         self.word_distance = nn.Embedding(2 * (len(self.WORD_BUCKETS) + 1), size)
         self.entity_distance = nn.Embedding(2 * (len(self.ENTITY_BUCKETS) + 1), size)
+        self.likeness = nn.Embedding(LIKENESS, size)
         self.out = nn.Linear(size, relations)
         # Relations are rare; an attribute of the layer, since `_init_weights` sees each one by itself.
         self.out.initial_bias = -3.0  # type: ignore[assignment]
@@ -91,25 +99,34 @@ class RelationHead(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.symmetric = ontology.symmetric
 
-    def forward(self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor) -> Tensor:
+    def forward(
+        self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """Logits [P, 2, R] of `i → j` and `j → i` for each pair `(i, j)`.
 
         Args:
-            states: [B, W, H], the encoder's states of the words.
+            states: [B, W, H], what `RasidModel.encode` gives for relations.
             word_tags: int64 [B, W], the tags of the entities to relate.
             entities: int64 [E, 3], window, first and last word of each entity, in text order within a window.
-            pairs: int64 [P, 2], entity indices `i < j` in one window.
+            pairs: int64 [P, 3], entity indices `i < j` in one window, and how alike their names are (`name_likeness`).
+            mask: bool [B, W], true for real words; None where all are.
         """
-        x = self.norm(states + self.tag_embedding(word_tags))
+        x = states + self.tag_embedding(word_tags)
+        bias = None if mask is None else torch.where(mask, 0.0, torch.finfo(x.dtype).min)[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, attention_mask=bias)
+        x = self.norm(x)
         window, first, last = entities.unbind(-1)
         before = torch.where((first > 0)[:, None], x[window, (first - 1).clamp(min=0)], torch.zeros_like(x[:1, 0]))
         ends = self.dropout(torch.cat([x[window, first], x[window, last], before], -1))  # [E, 3H]
         head, tail = F.gelu(self.head(ends)), F.gelu(self.tail(ends))  # [E, D]
         as_head, as_tail = self.pair_head(head), self.pair_tail(tail)
 
-        i, j = pairs.unbind(-1)
+        i, j, alike = pairs.unbind(-1)
         between = self._between(x, window[i], last[i] + 1, first[j])  # [P, D]
         forth, back = self.context(between).chunk(2, -1)
+        likeness = self.likeness(alike)  # [P, D]
+        forth, back = forth + likeness, back + likeness
         words_at, steps_at = (torch.tensor(b, device=x.device) for b in (self.WORD_BUCKETS, self.ENTITY_BUCKETS))
         words = torch.bucketize((first[j] - last[i] - 1).clamp(min=0), words_at, right=True)
         steps = torch.bucketize(j - i, steps_at, right=True)
@@ -141,6 +158,21 @@ def find_encoder(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], dict[
     return encoder, {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder).parameters else {}
 
 
+def last_layers(encoder: PreTrainedModel, number: int) -> nn.ModuleList:
+    """The last layers of an encoder of BERT's kind.
+
+    Raises:
+        ConfigError: if it has fewer, or is of another kind.
+    """
+    layers = getattr(getattr(encoder, "encoder", None), "layer", nn.ModuleList())
+    if number > len(layers):
+        raise ConfigError(
+            f"heads.relation_layers is {number}, but {type(encoder).__name__} has {len(layers)} layers in "
+            "encoder.layer; set it to 0"
+        )
+    return layers[len(layers) - number :]
+
+
 class RasidModel(PreTrainedModel):  # type: ignore[misc]
     """Encoder with a tag head, a proclitic head and a relation head; any Hugging Face encoder will do."""
 
@@ -158,7 +190,10 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         self.dropout = nn.Dropout(config.dropout)
         self.tag_head = nn.Linear(hidden, len(settings.ontology.tags))
         self.proclitic_head = nn.Linear(hidden, settings.max_proclitic + 1)
-        self.relation_head = RelationHead(config, hidden, settings)
+        shared = {id(self.encoder.config): self.encoder.config}  # so that they take its attention implementation too
+        layers = copy.deepcopy(last_layers(self.encoder, config.relation_layers), shared)
+        self.relation_head = RelationHead(config, hidden, settings, layers)
+        self.loss = LossConfig()
         self.allowed = allowed_relations(settings.ontology)  # no buffer: those are not restored by loading
         self.post_init()
 
@@ -172,17 +207,29 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    def encode(self, input_ids: Tensor, word_pieces: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """States [B, W, H] of words, each that of its first piece.
+    def load_encoder(self, encoder: PreTrainedModel) -> None:
+        """Take a base's weights, for the layers of the relation head too."""
+        self.encoder.load_state_dict(encoder.state_dict())
+        layers = last_layers(self.encoder, self.config.relation_layers)
+        for own, layer in zip(self.relation_head.layers, layers, strict=True):
+            own.load_state_dict(layer.state_dict())
+
+    def encode(
+        self, input_ids: Tensor, word_pieces: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """States of words, each that of its first piece: [B, W, H] to tag and [B, W, H] to relate.
 
         Args:
             input_ids: int64 [B, S].
             word_pieces: int64 [B, W], index of each word's piece.
             attention_mask: int64 [B, S], 1 for real pieces; None where all are.
         """
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, S, H]
+        depth = self.config.relation_layers
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=depth > 0)
+        states = output.last_hidden_state  # [B, S, H]
         index = word_pieces[..., None].expand(-1, -1, states.shape[-1])
-        return states.gather(1, index)  # type: ignore[no-any-return]
+        of_words = states.gather(1, index)
+        return of_words, output.hidden_states[-1 - depth].gather(1, index) if depth else of_words
 
     def tag(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Tag logits [B, W, T] and proclitic logits [B, W, K] of word states [B, W, H]."""
@@ -210,23 +257,29 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
             tags: int64 [B, W], `IGNORED` on padding.
             proclitics: int64 [B, W], proclitic letters of entities' first words, `IGNORED` elsewhere.
             entities: int64 [E, 4], window, first word, last word, type.
-            pairs: int64 [P, 2].
+            pairs: int64 [P, 3].
             relations: float [P, 2, R], 1 where the relation holds; symmetric ones in both directions.
         """
         real = tags != IGNORED
-        states = self.encode(input_ids, word_pieces, attention_mask)
+        states, relation_states = self.encode(input_ids, word_pieces, attention_mask)
         tag_logits, proclitic_logits = self.tag(states)
         loss = F.cross_entropy(tag_logits.float().flatten(0, 1), tags.flatten(), ignore_index=IGNORED, reduction="sum")
         loss = loss + F.cross_entropy(
             proclitic_logits.float().flatten(0, 1), proclitics.flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        relation_logits = self.relation_head(states, tags.clamp(min=0), entities[:, :3], pairs).float()
+        relation_logits = self.relation_head(
+            relation_states, tags.clamp(min=0), entities[:, :3], pairs, mask=real
+        ).float()
         types = entities[:, 3]
-        heads, tails = pairs, pairs.flip(-1)
+        heads = pairs[:, :2]
+        tails = heads.flip(-1)
         rules = torch.from_numpy(self.allowed).to(types.device)
         allowed = rules[types[heads], types[tails]].float()  # [P, 2, R]
-        bce = F.binary_cross_entropy_with_logits(relation_logits, relations, reduction="none")
-        loss = loss + (bce * allowed).sum()
+        bce = F.binary_cross_entropy_with_logits(relation_logits, relations, reduction="none") * allowed  # [P, 2, R]
+        if self.loss.focusing:
+            bce = bce * (1 - torch.exp(-bce.detach())) ** self.loss.focusing
+        bce = torch.where(relations > 0, self.loss.positive * bce, bce)
+        loss = loss + self.loss.relations * bce.sum()
         return RasidOutput(
             loss=loss / real.sum(),
             tag_logits=tag_logits,

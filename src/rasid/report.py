@@ -1,17 +1,13 @@
-"""Render an evaluation: errors in context as HTML, confusion matrix as PNG, summary as Markdown."""
+"""Render an evaluation: errors in context as HTML, summary as Markdown."""
 
-import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
-
-import numpy as np
 
 from rasid.errors import ConfigError
-from rasid.metrics import Confusion, Link, Pair, Score, Table, align, links
+from rasid.metrics import Link, Pair, Score, Table, align, links
 from rasid.records import PARAGRAPH_BREAK, Article
+from rasid.reliability import Reliability
 from rasid.schema import Ontology
 
 _PARAGRAPH = re.compile(f"[^{PARAGRAPH_BREAK}]+")
@@ -75,7 +71,10 @@ def render_errors(pairs: Iterable[Pair], ontology: Ontology, max_articles: int =
     Raises:
         ConfigError: if jinja2 is not installed.
     """
-    jinja2 = _extra("jinja2", "the error page")
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ConfigError("the error page needs jinja2: pip install 'rasid[train]'") from error
     wrong = [errors for gold, predicted in pairs if (errors := find_errors(gold, predicted, ontology)).paragraphs]
     wrong.sort(key=lambda a: (-a.entities - a.links, a.id))
     environment = jinja2.Environment(
@@ -107,49 +106,13 @@ def find_errors(gold: Article, predicted: Article, ontology: Ontology) -> Articl
     return ArticleErrors(gold.id, sum(a.kind != "correct" for a in aligned), len(link_errors), paragraphs)
 
 
-def render_confusion(matrix: Confusion) -> bytes:
-    """Draw the confusion matrix as a PNG.
-
-    A cell gives the entities with the same span and, after a plus, those that overlap with other boundaries. The colour
-    is the share of the first in the whole row.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-    """
-    _extra("matplotlib", "the confusion matrix")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    totals = (matrix.exact + matrix.overlapping).sum(axis=1, keepdims=True)  # [T + 1, 1]
-    shares = matrix.exact / np.maximum(totals, 1)
-    size = len(matrix.types) + 1
-    figure = Figure(figsize=(3 + 1.1 * size, 2 + 0.75 * size), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: it would keep global state and pick a screen
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for row, column in np.ndindex(size, size):
-        exact, overlapping = int(matrix.exact[row, column]), int(matrix.overlapping[row, column])
-        if exact or overlapping:
-            text = f"{exact}\n+{overlapping}" if overlapping else f"{exact}"
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=10)
-    rows = [f"{name} ({total})" for name, total in zip((*matrix.types, "spurious"), totals[:, 0], strict=True)]
-    axes.set_xticks(range(size), (*matrix.types, "missed"), rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(size), rows)
-    axes.set_xticks(np.arange(size - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(size - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="both", length=0)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("gold (entities)")
-    axes.set_title("Entity types: same span, + overlapping span", fontsize=11)
-    figure.colorbar(image, ax=axes, label="same span, share of the row", fraction=0.04)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
-
-
-def render_summary(articles: int, entities: Table, boundaries: Table, relations: Mapping[str, Table]) -> str:
+def render_summary(
+    articles: int,
+    entities: Table,
+    boundaries: Table,
+    relations: Mapping[str, Table],
+    reliability: Mapping[str, Reliability],
+) -> str:
     """Write the scores as Markdown, in percent.
 
     Args:
@@ -157,6 +120,7 @@ def render_summary(articles: int, entities: Table, boundaries: Table, relations:
         entities: Exact span and type.
         boundaries: Exact span alone.
         relations: One table for each way of comparing relations, all over the same gold; may be empty.
+        reliability: How often what has a score is right, by the name of the items in the plural.
     """
     tables = {"entities, span and type": entities, "entities, span only": boundaries}
     tables |= {f"relations, {name}": table for name, table in relations.items()}
@@ -172,6 +136,8 @@ def render_summary(articles: int, entities: Table, boundaries: Table, relations:
         "",
         "Relations: `boundaries` compares the offsets of both ends, `strict` their entity types too; `gold entities`",
         "scores relations predicted between gold entities. A gold relation whose end was not found is a miss.",
+        "",
+        *(items.describe(name) for name, items in reliability.items()),
         "",
         "## Entities",
         "",
@@ -240,10 +206,3 @@ def _f1(score: Score) -> str:
     if score.interval is None:
         return f"{100 * score.f1:.1f}"
     return f"{100 * score.f1:.1f} [{100 * score.interval[0]:.1f}, {100 * score.interval[1]:.1f}]"
-
-
-def _extra(module: str, purpose: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{purpose} needs {module}: pip install 'rasid[train]'") from error

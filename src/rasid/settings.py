@@ -21,6 +21,9 @@ SHIPPED_MODEL = "rasid-compact"
 DEFAULT_NORMALIZATION = ("format_marks", "diacritics", "tatweel", "digits", "quotes")
 
 
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
 class TextSettings(BaseModel):
     """How text becomes windows of pieces.
 
@@ -57,7 +60,8 @@ class ModelSettings(BaseModel):
         ontology: Types that the model knows; their order is that of its outputs.
         text: How text becomes windows.
         max_proclitic: Most proclitic letters that can be cut off an entity's first word.
-        relation_threshold: Lowest probability at which a relation is reported.
+        relation_threshold: Lowest score at which a relation is reported.
+        relation_thresholds: The same for single relation types, where it differs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +69,20 @@ class ModelSettings(BaseModel):
     ontology: Ontology
     text: TextSettings = TextSettings()
     max_proclitic: Annotated[int, Field(ge=0, le=8)] = 2
-    relation_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    relation_threshold: Probability = 0.5
+    relation_thresholds: dict[str, Probability] = {}
+
+    @model_validator(mode="after")
+    def _relations_known(self) -> Self:
+        if unknown := sorted(set(self.relation_thresholds) - set(self.ontology.relation_types)):
+            raise ValueError(f"relation_thresholds of unknown relations {unknown}")
+        return self
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Lowest score of each relation type, in the order of the ontology."""
+        own = self.relation_thresholds
+        return tuple(own.get(name, self.relation_threshold) for name in self.ontology.relation_names)
 
 
 def read_config(model: str | Path) -> dict[str, Any]:

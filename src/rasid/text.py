@@ -182,6 +182,15 @@ def canonical_name(text: str, *, before: str = "") -> str:
     return name or text
 
 
+_SPELLINGS = str.maketrans("أإآٱىةؤئ", "ااااي\u0647وي")
+_ARTICLE = re.compile("^(?:ال|ل)")  # behind the proclitic ل the article's alef is unwritten
+
+
+def name_words(name: str) -> frozenset[str]:
+    """The words of a name, without article and spelling variants, to tell whether two names are alike."""
+    return frozenset(_ARTICLE.sub("", word) or word for word in canonical_name(name).translate(_SPELLINGS).split())
+
+
 def paragraphs(text: str) -> list[tuple[int, int]]:
     """Offsets of the paragraphs of a text without the white space around them; those of white space alone left out."""
     spans, start = [], 0

@@ -1,15 +1,19 @@
 """Fine-tuning: a thin subclass of the Trainer, judged on dev by the extractor that users run."""
 
-import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainerControl,
@@ -18,25 +22,23 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from rasid.augmentation import augment
 from rasid.base import describe_base
-from rasid.checkpoint import create_model, torch_extractor
+from rasid.calibration import DevScores, dev_scores
+from rasid.checkpoint import create_model
 from rasid.config import RunConfig, TrainingConfig
 from rasid.dataset import Collator, build_dataset, label_counts
-from rasid.decoding import Floats
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError
-from rasid.evaluation import strict_f1
-from rasid.inference import Backend
-from rasid.model import RasidModel
+from rasid.model import IGNORED, RasidModel, RasidOutput
 from rasid.random_base import RANDOM, make_random_base
 from rasid.records import Article
+from rasid.settings import WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 BEST = "mean_f1"
-THRESHOLD = "relation_threshold"
-THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(11))  # 0.2 … 0.7
 
 
 class RasidTrainer(Trainer):  # type: ignore[misc]
@@ -56,13 +58,23 @@ class RasidTrainer(Trainer):  # type: ignore[misc]
         if self.optimizer is None:
             training = self.run_config.training
             groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-            for name, parameter in (self.model if model is None else model).named_parameters():
-                rate = training.encoder_learning_rate if name.startswith("encoder.") else training.head_learning_rate
+            module: Any = self.model if model is None else model
+            for name, parameter in module.named_parameters():
+                rate = learning_rate(name, training, module.encoder.config.num_hidden_layers)
                 groups.setdefault((rate, training.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
             self.optimizer = torch.optim.AdamW(
                 [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
             )
         return self.optimizer
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The model's loss or, with R-Drop, the mean of two passes' and how far they are apart."""
+        first = model(**inputs)
+        if not (weight := self.run_config.loss.r_drop):
+            return first.loss
+        second = model(**inputs)
+        apart = divergence(first, second, inputs["tags"] != IGNORED)
+        return (first.loss + second.loss) / 2 + weight * apart
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Strict F1 of entities and relations on dev, and their mean, each in [0, 1]."""
@@ -71,60 +83,69 @@ class RasidTrainer(Trainer):  # type: ignore[misc]
         model.eval()
         scores = dev_scores(model, self.text_encoder, self.dev)
         model.train(training)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        numbers = {"entity_f1": scores.entity_f1, "relation_f1": scores.relation_f1, BEST: scores.mean_f1}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items() if value is not None}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
-def dev_scores(model: RasidModel, encoder: TextEncoder, articles: Sequence[Article]) -> dict[str, float]:
-    """Strict F1 of entities and relations over annotated articles, their mean, and the threshold that relations had.
+def learning_rate(name: str, training: TrainingConfig, layers: int) -> float:
+    """Peak learning rate of a parameter of the model; one `layer_decay` less for each layer of the encoder above it."""
+    if name.startswith("relation_head.layers."):
+        return training.encoder_learning_rate
+    if not name.startswith("encoder."):
+        return training.head_learning_rate
+    number = re.search(r"\.layers?\.(\d+)\.", name)
+    depth = int(number[1]) + 1 if number else 0  # what is in no layer is below all: the embeddings
+    return training.encoder_learning_rate * training.layer_decay ** (layers - depth)
 
-    The threshold is the one of `THRESHOLDS` under which relations score best here; it belongs to the model.
+
+def divergence(first: RasidOutput, second: RasidOutput, real: Tensor) -> Tensor:
+    """How far the tags and relations of two passes are apart: mean Kullback-Leibler divergence of both ways, per word.
+
+    Args:
+        first: One pass.
+        second: The other.
+        real: bool [B, W], true for real words.
     """
-    extractor = torch_extractor(model, encoder)
-    extractor.backend = _Remembering(extractor.backend)
-    related = bool(extractor.ontology.relation_names)
-
-    def under(threshold: float) -> dict[str, float]:
-        extractor.settings = extractor.settings.model_copy(update={THRESHOLD: threshold})
-        return strict_f1(extractor, articles) | {THRESHOLD: threshold}
-
-    thresholds = THRESHOLDS if related else (extractor.settings.relation_threshold,)
-    best = max(map(under, thresholds), key=lambda scores: (scores["relation_f1"], scores[THRESHOLD]))
-    mean = (best["entity_f1"] + best["relation_f1"]) / 2 if related else best["entity_f1"]
-    return best | {BEST: mean}
+    total = torch.zeros((), device=real.device)
+    for log_p, log_q in zip(_log_probabilities(first, real), _log_probabilities(second, real), strict=True):
+        total = total + F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+        total = total + F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return total / (2 * real.sum())
 
 
-class _Remembering:
-    """A backend that runs the network once for each input, since thresholds change only what is made of its answers."""
-
-    def __init__(self, backend: Backend):
-        self.backend = backend
-        self._answers: dict[bytes, Any] = {}
-
-    def encode(self, *arrays: Any) -> tuple[Floats, Floats, Floats]:
-        """See `rasid.inference.Backend`."""
-        return self._answer(self.backend.encode, arrays)  # type: ignore[no-any-return]
-
-    def relate(self, *arrays: Any) -> Floats:
-        """See `rasid.inference.Backend`."""
-        return self._answer(self.backend.relate, arrays)  # type: ignore[no-any-return]
-
-    def _answer(self, ask: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
-        key = hashlib.sha256()
-        for array in arrays:
-            key.update(repr(array.shape).encode() + array.tobytes())
-        if (digest := key.digest()) not in self._answers:
-            self._answers[digest] = ask(*arrays)
-        return self._answers[digest]
+def _log_probabilities(output: RasidOutput, real: Tensor) -> tuple[Tensor, ...]:
+    """Of the tags of real words, and of each relation to hold and not to."""
+    assert output.tag_logits is not None and output.relation_logits is not None
+    tags = F.log_softmax(output.tag_logits[real].float(), -1)
+    return tags, F.logsigmoid(output.relation_logits), F.logsigmoid(-output.relation_logits)
 
 
-def computes_in_bfloat16() -> bool:
-    """Whether the GPU, or else the processor, multiplies bfloat16 in hardware."""
+def uses_bfloat16(precision: str) -> bool:
+    """Whether to train in bfloat16, as `precision` says: always, never, or where the GPU or processor multiplies it.
+
+    Raises:
+        ConfigError: if bf16 is asked for where nothing computes in it.
+    """
+    able = _computes_bfloat16()
+    if precision == "bf16" and not able:
+        raise ConfigError("precision=bf16: neither processor nor GPU computes in bfloat16; use auto or fp32")
+    return able and precision != "fp32"
+
+
+def _computes_bfloat16() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def on_this_machine(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, set to the attention that trains fastest here; the numbers are the same."""
+    if not torch.cuda.is_available():  # on the CPU, the backward pass of torch's fused one is slow
+        model.set_attn_implementation("eager")
+    return model
 
 
 def training_arguments(run: RunConfig) -> TrainingArguments:
@@ -134,9 +155,6 @@ def training_arguments(run: RunConfig) -> TrainingArguments:
         ConfigError: if bf16 is asked for where nothing computes in it.
     """
     training: TrainingConfig = run.training
-    bf16 = training.precision != "fp32" and computes_in_bfloat16()
-    if training.precision == "bf16" and not bf16:
-        raise ConfigError("training.precision=bf16: neither processor nor GPU computes in bfloat16; use auto or fp32")
     return TrainingArguments(
         output_dir=str(run.output / CHECKPOINTS),
         num_train_epochs=training.epochs,
@@ -144,11 +162,11 @@ def training_arguments(run: RunConfig) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=training.warmup,
         max_grad_norm=training.clip,
-        bf16=bf16,
+        bf16=uses_bfloat16(training.precision),
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=training.average,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{BEST}",
         greater_is_better=True,
@@ -183,11 +201,12 @@ def fit(
     model, tokenizer = create_model(run)
     settings = model.config.model_settings()
     encoder = TextEncoder(tokenizer.backend_tokenizer, settings.text)
-    dataset, unpredictable = build_dataset(train, encoder, settings)
-    logger.info("%d windows of %d articles; %s", len(dataset), len(train), unpredictable)
+    copies = list(augment(train, settings.ontology, run.augmentation, run.seed))
+    dataset, unpredictable = build_dataset([*train, *copies], encoder, settings)
+    logger.info("%d windows of %d articles; %s", len(dataset), len(train) + len(copies), unpredictable)
     logger.info("labels: %s", label_counts(dataset, settings.ontology))
     trainer = RasidTrainer(
-        model=model,
+        model=on_this_machine(model),
         args=training_arguments(run),
         train_dataset=dataset,
         eval_dataset=[],
@@ -207,20 +226,37 @@ def fit(
         for entry in trainer.state.log_history
         if f"eval_{BEST}" in entry
     ]
-    threshold = next(
-        (h[THRESHOLD] for h in history if h[BEST] == trainer.state.best_metric), settings.relation_threshold
-    )
-    model.config.settings = settings.model_copy(update={THRESHOLD: threshold}).model_dump(mode="json")
+    model = trainer.model.eval()
+    scores = dev_scores(model, encoder, dev)
+    if run.training.average > 1:
+        scores = _take_average(model, checkpoints, scores, encoder, dev)
+    model.config.settings = scores.calibrate(settings).model_dump(mode="json")
     facts = {
         "epochs": history,
-        "best": trainer.state.best_metric,
-        "threshold": threshold,
+        "best": scores.mean_f1,
+        "threshold": scores.threshold,
+        "thresholds": scores.thresholds,
         "base": describe_base(base),
         "seconds": None if last else round(result.metrics["train_runtime"], 1),  # of the last leg alone
         "windows": len(dataset),
         "unpredictable": vars(unpredictable),
     }
-    return trainer.model.eval(), tokenizer, facts
+    return model, tokenizer, facts
+
+
+def _take_average(
+    model: RasidModel, checkpoints: Path, best: DevScores, encoder: TextEncoder, dev: Sequence[Article]
+) -> DevScores:
+    """Put the mean of the saved epochs' weights into the model, if it is better on dev than the best one of them."""
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    saved = [load_file(folder / WEIGHTS_FILE) for folder in sorted(checkpoints.glob("checkpoint-*"))]
+    model.load_state_dict({name: torch.stack([one[name] for one in saved]).mean(0) for name in saved[0]})
+    scores = dev_scores(model, encoder, dev)
+    logger.info("mean of %d epochs: %s; best single one: %s", len(saved), scores, best)
+    if scores.mean_f1 > best.mean_f1:
+        return scores
+    model.load_state_dict(kept)
+    return best
 
 
 def save_checkpoint(model: RasidModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

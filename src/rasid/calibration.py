@@ -1,0 +1,117 @@
+"""Judging a model on dev while it trains: strict F1 of the extractor, and the thresholds of relations that suit it."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rasid.checkpoint import torch_extractor
+from rasid.decoding import Floats
+from rasid.encoding import TextEncoder
+from rasid.evaluation import strict_tables
+from rasid.inference import Backend
+from rasid.metrics import Score
+from rasid.model import RasidModel
+from rasid.records import Article
+from rasid.settings import ModelSettings
+
+THRESHOLD, OWN_THRESHOLDS = "relation_threshold", "relation_thresholds"  # names in `ModelSettings`
+THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(11))  # 0.2 … 0.7
+WORTHWHILE = 0.001  # of micro F1
+
+
+@dataclass(frozen=True)
+class DevScores:
+    """How a model does on dev, each score in [0, 1], and the thresholds of relations that it was given for that.
+
+    Attributes:
+        entity_f1: Strict micro F1 of entities.
+        relation_f1: The same of relations; None for an ontology without any.
+        threshold: The one under which all relations together score best.
+        thresholds: Where single relation types score better under another one, that one.
+    """
+
+    entity_f1: float
+    relation_f1: float | None
+    threshold: float
+    thresholds: dict[str, float]
+
+    @property
+    def mean_f1(self) -> float:
+        """What training maximises: the mean of both, or that of entities where there are no relations to find."""
+        return self.entity_f1 if self.relation_f1 is None else (self.entity_f1 + self.relation_f1) / 2
+
+    def calibrate(self, settings: ModelSettings) -> ModelSettings:
+        """Settings with these thresholds."""
+        return settings.model_copy(update={THRESHOLD: self.threshold, OWN_THRESHOLDS: self.thresholds})
+
+
+def dev_scores(model: RasidModel, encoder: TextEncoder, articles: Sequence[Article]) -> DevScores:
+    """Scores over annotated articles under the thresholds, out of `THRESHOLDS`, that suit relations best here."""
+    extractor = torch_extractor(model, encoder)
+    extractor.backend = _Remembering(extractor.backend)
+    settings = extractor.settings
+    names = extractor.ontology.relation_names
+    counts: dict[float, dict[str, Score]] = {}
+    entity_f1 = 0.0
+    for threshold in THRESHOLDS if names else (settings.relation_threshold,):
+        extractor.settings = settings.model_copy(update={THRESHOLD: threshold, OWN_THRESHOLDS: {}})
+        entities, relations = strict_tables(extractor, articles)
+        entity_f1, counts[threshold] = entities.micro.f1, relations.per_type
+    threshold, thresholds = choose_thresholds(counts)
+    chosen = [counts[thresholds.get(name, threshold)][name] for name in names]
+    return DevScores(entity_f1, pooled_f1(chosen) if names else None, threshold, thresholds)
+
+
+def choose_thresholds(counts: dict[float, dict[str, Score]]) -> tuple[float, dict[str, float]]:
+    """The threshold with the best micro F1, and other ones for the types that gain by them.
+
+    A type has a threshold of its own only if micro F1 rises by `WORTHWHILE` with it, so that rare types, whose counts
+    say little, keep that of all.
+
+    Args:
+        counts: Threshold to relation type to what it scores under it. Types do not depend on one another.
+    """
+    best = max(counts, key=lambda threshold: (pooled_f1(counts[threshold].values()), threshold))
+    own: dict[str, float] = {}
+    for name in counts[best]:
+
+        def f1(threshold: float, name: str = name) -> float:
+            chosen = own | {name: threshold}
+            return pooled_f1(counts[chosen.get(other, best)][other] for other in counts[best])
+
+        candidate = max(counts, key=lambda threshold: (f1(threshold), threshold))
+        if f1(candidate) >= f1(best) + WORTHWHILE:
+            own[name] = candidate
+    return best, own
+
+
+def pooled_f1(scores: Iterable[Score]) -> float:
+    """Micro F1 of several types, in [0, 1]."""
+    counted = list(scores)
+    right = 2 * sum(s.tp for s in counted)
+    return right / total if (total := right + sum(s.fp + s.fn for s in counted)) else 0.0
+
+
+class _Remembering:
+    """A backend that runs the network once for each input, since thresholds change only what is made of its answers."""
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+        self._answers: dict[bytes, Any] = {}
+
+    def encode(self, *arrays: Any) -> tuple[Floats, Floats, Floats]:
+        """See `rasid.inference.Backend`."""
+        return self._answer(self.backend.encode, arrays)  # type: ignore[no-any-return]
+
+    def relate(self, *arrays: Any) -> Floats:
+        """See `rasid.inference.Backend`."""
+        return self._answer(self.backend.relate, arrays)  # type: ignore[no-any-return]
+
+    def _answer(self, ask: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
+        key = hashlib.sha256()
+        for array in arrays:
+            key.update(repr(array.shape).encode() + array.tobytes())
+        if (digest := key.digest()) not in self._answers:
+            self._answers[digest] = ask(*arrays)
+        return self._answers[digest]

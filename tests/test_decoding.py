@@ -26,6 +26,7 @@ from rasid.decoding import (
     sigmoid,
     span_score,
     tag_words,
+    tidy_spans,
 )
 from rasid.records import Article, Entity, check_article
 from rasid.schema import Ontology
@@ -402,3 +403,33 @@ def test_any_logits_give_sound_relations(types, random):
     assert all(h < t for h, t, r in order if r >= 2)  # symmetric ones: earlier mention first
     chain = [(h, t) for h, t, r in order if r == 3]
     assert len({h for h, _ in chain}) == len({t for _, t in chain}) == len(chain)
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last", "expected"),
+    [
+        ("قال تنظيم “ الدولة ” اليوم", 1, 3, "تنظيم “ الدولة ”"),  # closed outside of the span
+        ("قال تنظيم “ الدولة ” اليوم", 1, 4, "تنظيم “ الدولة ”"),
+        ('قال تنظيم " الدولة " اليوم', 1, 3, 'تنظيم " الدولة "'),  # one mark for both
+        ("« قسد » قالت", 0, 2, "قسد"),  # quoted whole: inside its quotes
+        ("« قسد » قالت", 0, 1, "قسد"),
+        ("« قسد » قالت", 1, 2, "قسد"),
+        ("قسد ( الجناح ) و « كذا »", 0, 3, "قسد ( الجناح )"),
+        ("داعش , وقال", 0, 1, "داعش"),
+        ("عشرة من عناصر «", 0, 3, "عشرة من عناصر"),
+        ("- داعش", 0, 1, "داعش"),
+        ("خسر 90 % منها", 1, 2, "90 %"),  # a sign that is no punctuation
+    ],
+)
+def test_spans_are_tidied(text: str, first: int, last: int, expected: str) -> None:
+    words = text.split()
+    (span,) = tidy_spans([Span(7 + first, 7 + last, PLACE)], words, offset=7)
+    assert " ".join(words[span.first - 7 : span.last - 6]) == expected
+    assert span.type == PLACE
+
+
+def test_tidied_spans_never_meet() -> None:
+    words = ["في", "«", "حلب", "»", "(", "إدلب", ")"]
+    spans = [Span(1, 2, PLACE), Span(3, 5, UNIT)]  # the second begins with what would close the first
+    assert tidy_spans(spans, words, 0) == [Span(2, 2, PLACE), Span(5, 5, UNIT)]
+    assert tidy_spans([Span(1, 1, PLACE), Span(3, 4, PLACE)], words, 0) == []

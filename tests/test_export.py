@@ -15,12 +15,15 @@ from onnx import numpy_helper
 from transformers import set_seed
 
 from rasid import export as exporting
+from rasid.calibration import DevScores, dev_scores
 from rasid.checkpoint import TorchBackend, create_model, load_checkpoint, load_torch_extractor
 from rasid.decoding import LIKENESS
 from rasid.errors import ConfigError, DataError, ModelError
+from rasid.evaluation import strict_f1
 from rasid.export import check_parity, export, export_fp32, quantize
 from rasid.inference import Extractor, OnnxBackend
 from rasid.records import Article, read_articles
+from rasid.settings import load_settings
 from rasid.training import save_checkpoint
 
 MISSING = ("torch", "transformers", "datasets", "accelerate", "omegaconf", "onnx", "safetensors", "jinja2")
@@ -165,10 +168,22 @@ def test_export_writes_exactly_the_model(toy_run: Path, toy_dev: list[Article], 
     assert {p.name for p in tmp_path.iterdir()} == EXPORTED | {"notes.txt"}
     assert facts["bytes"] == sum((tmp_path / name).stat().st_size for name in EXPORTED)
     for form, extractor in (("fp32", load_torch_extractor(toy_run / "torch")), ("int8", Extractor.load(tmp_path))):
-        assert facts[form] == exporting.strict_f1(extractor, toy_dev)
+        assert facts[form] == dev_scores(extractor, toy_dev).f1
         assert facts[form]["entity_f1"] > 0.9
-    settings = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["settings"]
-    assert settings == json.loads((toy_run / "torch" / "config.json").read_text(encoding="utf-8"))["settings"]
+    torch_settings, settings = load_settings(toy_run / "torch"), load_settings(tmp_path)
+    chosen = {name: facts[name] for name in ("relation_threshold", "relation_thresholds")}
+    assert settings == torch_settings.model_copy(update=chosen)
+    assert facts["int8"] == strict_f1(Extractor.load(tmp_path), toy_dev)  # under the thresholds that it was given
+
+
+def test_the_exported_model_has_the_thresholds_that_suit_it(
+    toy_run: Path, toy_dev: list[Article], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([DevScores(0.9, 0.9, 0.3, {}), DevScores(0.9, 0.9, 0.6, {"GOES": 0.45})])
+    monkeypatch.setattr(exporting, "dev_scores", lambda *_: next(scores))
+    export(toy_run / "torch", tmp_path, toy_dev)
+    assert Extractor.load(tmp_path).settings.thresholds == (0.45,)
+    assert Extractor.load(tmp_path).settings.relation_threshold == 0.6
 
 
 def test_exported_model_needs_no_torch(toy_run: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback
 
-from rasid import calibration, training
+from rasid import training
 from rasid.calibration import DevScores, dev_scores
 from rasid.checkpoint import load_torch_extractor
 from rasid.config import TrainingConfig
@@ -111,7 +111,8 @@ def test_early_stopping_keeps_the_best(
     thresholds = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     seen: list[Weights] = []
 
-    def scripted(model: RasidModel, *_: Any) -> DevScores:
+    def scripted(extractor: Extractor, *_: Any) -> DevScores:
+        model = extractor.backend.model
         assert not model.training
         epoch = len(seen)
         seen.append(weights(model))
@@ -149,8 +150,7 @@ def test_dev_scores_are_those_of_the_model_with_its_threshold(
     toy_run: Path, articles: dict[str, list[Article]]
 ) -> None:
     extractor = load_torch_extractor(toy_run / "torch")
-    model = extractor.backend.model
-    scores = dev_scores(model, extractor.encoder, articles["dev"])
+    scores = dev_scores(extractor, articles["dev"])
     extractor.settings = scores.calibrate(extractor.settings)
     pairs = [(gold, extractor(gold.text, id=gold.id)) for gold in articles["dev"]]
     assert scores.entity_f1 == score_entities(pairs, extractor.ontology, samples=0).micro.f1
@@ -177,7 +177,7 @@ class GuessingBackend:
 
 
 def test_threshold_is_chosen_by_what_the_extractor_gives_under_it(
-    toy_run: Path, articles: dict[str, list[Article]], monkeypatch: pytest.MonkeyPatch
+    toy_run: Path, articles: dict[str, list[Article]]
 ) -> None:
     """With groups of mentions, a higher threshold is more than a selection of the relations under a lower one."""
     rule = {"head": ["A"], "tail": ["A"], "symmetric": True, "transitive": True}
@@ -189,8 +189,7 @@ def test_threshold_is_chosen_by_what_the_extractor_gives_under_it(
     extractor.settings = extractor.settings.model_copy(update={"relation_threshold": 0.6})
     gold = [extractor(text) for text in texts]
     asked, backend.calls = backend.calls, 0
-    monkeypatch.setattr(calibration, "torch_extractor", lambda *_: extractor)
-    scores = dev_scores(None, encoder, gold)
+    scores = dev_scores(extractor, gold)
     assert backend.calls == asked  # the network runs once, whatever the number of thresholds
     assert scores == DevScores(entity_f1=1.0, relation_f1=1.0, threshold=0.6, thresholds={})
 
@@ -259,7 +258,8 @@ def averaged(
     def make(scores: list[float], *overrides: str) -> Any:
         seen: list[Weights] = []
 
-        def scripted(model: RasidModel, *_: Any) -> DevScores:
+        def scripted(extractor: Extractor, *_: Any) -> DevScores:
+            model = extractor.backend.model
             assert not model.training
             seen.append(weights(model))
             score = scores[len(seen) - 1]
@@ -290,7 +290,6 @@ def test_mean_of_the_last_epochs_if_it_is_better(epochs: int, averaged: Callable
     assert not close(seen[4], seen[2])
     assert equal(weights(model), seen[4])
     assert facts["best"] == 0.7
-    assert (facts["threshold"], facts["thresholds"]) == (0.35, {"GOES": 0.7})
     assert model.config.model_settings().thresholds == (0.7,)
     assert model.config.model_settings().relation_threshold == 0.35
     assert [e["mean_f1"] for e in facts["epochs"]] == scores[:3]

@@ -1,17 +1,14 @@
-"""Judging a model on dev while it trains: strict F1 of the extractor, and the thresholds of relations that suit it."""
+"""Judging an extractor on dev: strict F1, and the thresholds of relations that suit it."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rasid.checkpoint import torch_extractor
 from rasid.decoding import Floats
-from rasid.encoding import TextEncoder
 from rasid.evaluation import strict_tables
-from rasid.inference import Backend
+from rasid.inference import Backend, Extractor
 from rasid.metrics import Score
-from rasid.model import RasidModel
 from rasid.records import Article
 from rasid.settings import ModelSettings
 
@@ -41,22 +38,31 @@ class DevScores:
         """What training maximises: the mean of both, or that of entities where there are no relations to find."""
         return self.entity_f1 if self.relation_f1 is None else (self.entity_f1 + self.relation_f1) / 2
 
+    @property
+    def f1(self) -> dict[str, float]:
+        """The scores by name; 0 where there is nothing to score."""
+        return {"entity_f1": self.entity_f1, "relation_f1": self.relation_f1 or 0.0}
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The thresholds by their names in `ModelSettings`."""
+        return {THRESHOLD: self.threshold, OWN_THRESHOLDS: self.thresholds}
+
     def calibrate(self, settings: ModelSettings) -> ModelSettings:
         """Settings with these thresholds."""
-        return settings.model_copy(update={THRESHOLD: self.threshold, OWN_THRESHOLDS: self.thresholds})
+        return settings.model_copy(update=self.chosen)
 
 
-def dev_scores(model: RasidModel, encoder: TextEncoder, articles: Sequence[Article]) -> DevScores:
+def dev_scores(extractor: Extractor, articles: Sequence[Article]) -> DevScores:
     """Scores over annotated articles under the thresholds, out of `THRESHOLDS`, that suit relations best here."""
-    extractor = torch_extractor(model, encoder)
-    extractor.backend = _Remembering(extractor.backend)
     settings = extractor.settings
-    names = extractor.ontology.relation_names
+    trial = Extractor(_Remembering(extractor.backend), extractor.encoder, settings, extractor.threads)
+    names = settings.ontology.relation_names
     counts: dict[float, dict[str, Score]] = {}
     entity_f1 = 0.0
     for threshold in THRESHOLDS if names else (settings.relation_threshold,):
-        extractor.settings = settings.model_copy(update={THRESHOLD: threshold, OWN_THRESHOLDS: {}})
-        entities, relations = strict_tables(extractor, articles)
+        trial.settings = settings.model_copy(update={THRESHOLD: threshold, OWN_THRESHOLDS: {}})
+        entities, relations = strict_tables(trial, articles)
         entity_f1, counts[threshold] = entities.micro.f1, relations.per_type
     threshold, thresholds = choose_thresholds(counts)
     chosen = [counts[thresholds.get(name, threshold)][name] for name in names]

@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from rasid.augmentation import augment
 from rasid.base import describe_base
 from rasid.calibration import DevScores, dev_scores
-from rasid.checkpoint import create_model
+from rasid.checkpoint import create_model, torch_extractor
 from rasid.config import RunConfig, TrainingConfig
 from rasid.dataset import Collator, build_dataset, label_counts
 from rasid.encoding import TextEncoder
@@ -81,10 +81,10 @@ class RasidTrainer(Trainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
-        scores = dev_scores(model, self.text_encoder, self.dev)
+        scores = dev_scores(torch_extractor(model, self.text_encoder), self.dev)
         model.train(training)
-        numbers = {"entity_f1": scores.entity_f1, "relation_f1": scores.relation_f1, BEST: scores.mean_f1}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items() if value is not None}
+        numbers = scores.f1 | {BEST: scores.mean_f1}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -227,15 +227,13 @@ def fit(
         if f"eval_{BEST}" in entry
     ]
     model = trainer.model.eval()
-    scores = dev_scores(model, encoder, dev)
+    scores = dev_scores(torch_extractor(model, encoder), dev)
     if run.training.average > 1:
         scores = _take_average(model, checkpoints, scores, encoder, dev)
     model.config.settings = scores.calibrate(settings).model_dump(mode="json")
     facts = {
         "epochs": history,
         "best": scores.mean_f1,
-        "threshold": scores.threshold,
-        "thresholds": scores.thresholds,
         "base": describe_base(base),
         "seconds": None if last else round(result.metrics["train_runtime"], 1),  # of the last leg alone
         "windows": len(dataset),
@@ -251,7 +249,7 @@ def _take_average(
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     saved = [load_file(folder / WEIGHTS_FILE) for folder in sorted(checkpoints.glob("checkpoint-*"))]
     model.load_state_dict({name: torch.stack([one[name] for one in saved]).mean(0) for name in saved[0]})
-    scores = dev_scores(model, encoder, dev)
+    scores = dev_scores(torch_extractor(model, encoder), dev)
     logger.info("mean of %d epochs: %s; best single one: %s", len(saved), scores, best)
     if scores.mean_f1 > best.mean_f1:
         return scores

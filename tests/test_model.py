@@ -326,7 +326,7 @@ def test_words_of_relations_see_one_another_but_no_padding(layered: RasidModel, 
 
 
 def test_more_relation_layers_than_the_encoder_has(create: Callable) -> None:
-    message = r"heads\.relation_layers is 3, but BertModel has 2 layers in encoder\.layer; set it to 0"
+    message = r"heads\.relation_layers is 3, but the encoder has 2 layers; lower it"
     with pytest.raises(ConfigError, match=message):
         create(3)
 
@@ -334,7 +334,7 @@ def test_more_relation_layers_than_the_encoder_has(create: Callable) -> None:
 def test_relation_layers_of_another_kind_of_encoder() -> None:
     encoder = DistilBertModel(DistilBertConfig(vocab_size=9, dim=8, n_layers=2, n_heads=2, hidden_dim=8))
     assert len(last_layers(encoder, 0)) == 0
-    with pytest.raises(ConfigError, match=r"relation_layers is 1, but DistilBertModel has 0 layers in encoder\.layer"):
+    with pytest.raises(ConfigError, match=r"relation_layers is 1, but layers of a distilbert encoder .* or set it to 0"):
         last_layers(encoder, 1)
 
 

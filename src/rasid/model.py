@@ -23,6 +23,7 @@ from rasid.errors import ConfigError
 from rasid.settings import MODEL_TYPE, ModelSettings
 
 IGNORED = -100  # label of padding
+BERT_KIND = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # whose layers need states and a mask alone
 
 
 class RasidConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -164,12 +165,16 @@ def last_layers(encoder: PreTrainedModel, number: int) -> nn.ModuleList:
     Raises:
         ConfigError: if it has fewer, or is of another kind.
     """
-    layers = getattr(getattr(encoder, "encoder", None), "layer", nn.ModuleList())
-    if number > len(layers):
+    if not number:
+        return nn.ModuleList()
+    if (kind := encoder.config.model_type) not in BERT_KIND:
         raise ConfigError(
-            f"heads.relation_layers is {number}, but {type(encoder).__name__} has {len(layers)} layers in "
-            "encoder.layer; set it to 0"
+            f"heads.relation_layers is {number}, but layers of a {kind} encoder cannot be copied; it can be one of "
+            f"{', '.join(BERT_KIND)}, or set it to 0"
         )
+    layers: nn.ModuleList = encoder.encoder.layer
+    if number > len(layers):
+        raise ConfigError(f"heads.relation_layers is {number}, but the encoder has {len(layers)} layers; lower it")
     return layers[len(layers) - number :]
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from rasid.ablation_plan import BASELINE, Ablation, Run, plan
 from rasid.errors import ConfigError, RasidError
 from rasid.inference import Extractor
+from rasid.parallel import processors
 from rasid.records import read_articles
 from rasid.run import TORCH_FOLDER
 from rasid.schema import Ontology
@@ -126,8 +127,7 @@ def ablate(
 
 def train(runs: Sequence[Run], jobs: int, after: Callable[[Run], None]) -> None:
     """Do runs, `jobs` at once, each in a process with its share of the processors, and call `after` after each."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, processors // jobs)
+    threads = max(1, processors() // jobs)
     waiting, active = deque(runs), dict[subprocess.Popen[bytes], Run]()
     try:
         while waiting or active:

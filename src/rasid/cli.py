@@ -163,7 +163,6 @@ def evaluate(
     """Score a model on annotated articles."""
     from rasid.evaluation import evaluate as run
     from rasid.records import read_articles
-    from rasid.report import render_summary
     from rasid.schema import Ontology
     from rasid.settings import ENCODER_FILE, read_config
 
@@ -178,8 +177,7 @@ def evaluate(
         extractor = load_torch_extractor(model)
     types = Ontology.load(ontology) if ontology else extractor.ontology
     result = run(extractor, read_articles(data, types), types)
-    scores = result.entities, result.boundaries, result.relations, result.reliability
-    typer.echo(render_summary(len(result.pairs), *scores))
+    typer.echo(result.summary())
     if report:
         result.save(report)
         stderr.print(f"report: {report}", soft_wrap=True)

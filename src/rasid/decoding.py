@@ -109,9 +109,7 @@ def tidy_spans(spans: Sequence[Span], words: Sequence[str], offset: int) -> list
             last += 1
         while first <= last and words[last] in _PUNCTUATION and not _closes(words[first : last + 1]):
             last -= 1
-        while first <= last and words[first] in _PUNCTUATION and words[first] not in _CLOSING:
-            first += 1
-        while first <= last and words[first] in _CLOSING and _CLOSING[words[first]] not in words[first + 1 : last + 1]:
+        while first <= last and words[first] in _PUNCTUATION and not _opens(words[first : last + 1]):
             first += 1
         if first < last and _CLOSING.get(words[first]) == words[last]:  # quoted whole
             first, last = first + 1, last - 1
@@ -127,6 +125,11 @@ def _unclosed(words: Sequence[str]) -> set[str]:
         for mark, close in _CLOSING.items()
         if (words.count(mark) % 2 if mark == close else words.count(mark) > words.count(close))
     }
+
+
+def _opens(words: Sequence[str]) -> bool:
+    """Whether the first word opens what a later one closes."""
+    return _CLOSING.get(words[0]) in words[1:]
 
 
 def _closes(words: Sequence[str]) -> bool:

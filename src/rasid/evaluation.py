@@ -73,6 +73,10 @@ class Evaluation:
             "reliability": {name: items.to_dict() for name, items in self.reliability.items()},
         }
 
+    def summary(self) -> str:
+        """The scores as Markdown."""
+        return report.render_summary(len(self.pairs), self.entities, self.boundaries, self.relations, self.reliability)
+
     def save(self, report_dir: str | Path) -> tuple[Path, ...]:
         """Write scores, seqeval's report, pictures, errors in context and a summary into a folder.
 
@@ -90,9 +94,7 @@ class Evaluation:
             CONFUSION_FILE: figures.render_confusion(self.confusion),
             RELIABILITY_FILE: figures.render_reliability(self.reliability),
             ERRORS_FILE: report.render_errors(self.pairs, self.ontology).encode(),
-            SUMMARY_FILE: report.render_summary(
-                len(self.pairs), self.entities, self.boundaries, self.relations, self.reliability
-            ).encode(),
+            SUMMARY_FILE: self.summary().encode(),
         }
         folder = Path(report_dir)
         try:

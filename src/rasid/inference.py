@@ -1,6 +1,5 @@
 """The extractor: text in, entities and relations out, on numpy and ONNX Runtime alone."""
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -22,7 +21,7 @@ from rasid.decoding import (
 )
 from rasid.encoding import Encoding, TextEncoder, Window
 from rasid.errors import DataError, ModelError
-from rasid.parallel import ordered_map
+from rasid.parallel import ordered_map, processors
 from rasid.records import Article, Entity, Relation, check_text
 from rasid.schema import Ontology
 from rasid.settings import ENCODER_FILE, RELATIONS_FILE, ModelSettings, load_settings, shipped_model
@@ -114,7 +113,7 @@ class Extractor:
         settings = load_settings(folder)
         encoder = TextEncoder.load(folder, settings.text)
         backend = OnnxBackend(folder, relations=bool(settings.ontology.relation_names))
-        return cls(backend, encoder, settings, threads or _processors())
+        return cls(backend, encoder, settings, threads or processors())
 
     @property
     def ontology(self) -> Ontology:
@@ -258,8 +257,3 @@ def _inside(spans: Sequence[Span], window: Window) -> list[int]:
     """Indices of the spans, which are in text order, that lie in the window."""
     low, high = (bisect_left(spans, word, key=lambda s: s.first) for word in window.words)
     return [i for i in range(low, high) if spans[i].last < window.words[1]]
-
-
-def _processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

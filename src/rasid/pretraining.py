@@ -23,7 +23,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from rasid.base import INFO_FILE, probe_hub, read_info, resolve_base
 from rasid.checkpoint import load_encoder, load_tokenizer, longest_window
@@ -32,7 +31,7 @@ from rasid.errors import ConfigError, DataError, ModelError
 from rasid.model import IGNORED
 from rasid.settings import TextSettings
 from rasid.text import normalize
-from rasid.training import CHECKPOINTS, on_this_machine, uses_bfloat16
+from rasid.training import CHECKPOINTS, last_checkpoint, on_this_machine, uses_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ def pretrain(config: PretrainConfig) -> Path:
         eval_dataset=data["test"],
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=config.masked, seed=config.seed),
     )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints)
     result = trainer.train(resume_from_checkpoint=last)
     after = trainer.evaluate()["eval_loss"]
     logger.info("loss of masked pieces on held-out blocks: %.3f", after)

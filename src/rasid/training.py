@@ -181,6 +181,14 @@ def training_arguments(run: RunConfig) -> TrainingArguments:
     )
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """Where an interrupted run goes on: the last checkpoint in its folder; None for a new run."""
+    last: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last:
+        logger.info("going on from %s", last)
+    return last
+
+
 def fit(
     run: RunConfig, train: Sequence[Article], dev: Sequence[Article]
 ) -> tuple[RasidModel, PreTrainedTokenizerFast, dict[str, Any]]:
@@ -217,9 +225,7 @@ def fit(
         encoder=encoder,
     )
     checkpoints = run.output / CHECKPOINTS
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if last:
-        logger.info("going on from %s", last)
+    last = last_checkpoint(checkpoints)
     result = trainer.train(resume_from_checkpoint=last)
     history = [
         {k.removeprefix("eval_"): v for k, v in entry.items()}

@@ -171,7 +171,7 @@ def test_misspelt_key_of_pretraining_is_told_from_its_own_keys() -> None:
         read_config(PRETRAIN, PretrainConfig, ["mask=0.2"])
     with pytest.raises(ConfigError, match=r"unknown key text\.overlaps; did you mean overlap\?"):
         read_config(PRETRAIN, PretrainConfig, ["text.overlaps=8"])
-    with pytest.raises(ConfigError, match=r"unknown key zzz; known keys: base, output, corpus, about, mentions"):
+    with pytest.raises(ConfigError, match=r"unknown key zzz; known keys: corpus, about, mentions, base, output"):
         read_config(PRETRAIN, PretrainConfig, ["zzz=1"])
 
 

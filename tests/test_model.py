@@ -334,9 +334,7 @@ def test_more_relation_layers_than_the_encoder_has(create: Callable) -> None:
 def test_relation_layers_of_another_kind_of_encoder() -> None:
     encoder = DistilBertModel(DistilBertConfig(vocab_size=9, dim=8, n_layers=2, n_heads=2, hidden_dim=8))
     assert len(last_layers(encoder, 0)) == 0
-    with pytest.raises(
-        ConfigError, match=r"relation_layers is 1, but layers of a distilbert encoder .* or set it to 0"
-    ):
+    with pytest.raises(ConfigError, match=r"layers of a distilbert encoder .* set heads\.relation_layers to 0"):
         last_layers(encoder, 1)
 
 

@@ -25,8 +25,9 @@ from rasid.cli import app
 from rasid.config import PretrainConfig
 from rasid.errors import ConfigError, DataError, ModelError
 from rasid.model import IGNORED
-from rasid.pretraining import HELD_OUT, MaskedTrainer, make_blocks, pretrain, read_paragraphs
+from rasid.pretraining import HELD_OUT, MaskedTrainer, make_blocks, pretrain
 from rasid.random_base import make_random_base
+from rasid.raw_text import read_paragraphs
 from rasid.settings import TextSettings, shipped_model
 from rasid.text import normalize
 

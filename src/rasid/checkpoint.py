@@ -14,7 +14,7 @@ from rasid.decoding import Floats, Ints
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, ModelError
 from rasid.inference import Extractor
-from rasid.model import RasidConfig, RasidModel, find_encoder
+from rasid.model import RasidConfig, RasidModel, encoder_layers, find_encoder
 from rasid.schema import Ontology
 from rasid.settings import WEIGHTS_FILE, ModelSettings, load_settings
 
@@ -60,17 +60,21 @@ def load_tokenizer(base: str | Path, config: TokenizerConfig, *, local: bool = F
 
 
 def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
-    """A model with the base's weights in its encoder and new heads, and the base's tokenizer.
+    """The model to train, with its tokenizer: that of the run's `start`, or its base under new heads.
 
     Raises:
-        ModelError: if the base cannot be loaded; the message says how to pass a local one.
-        ConfigError: if the ontology or the tokenizer's options do not fit.
+        ModelError: if the base or the start cannot be loaded; the message says how to pass a local one.
+        ConfigError: if the ontology, the tokenizer's options or the sizes do not fit.
     """
     settings = ModelSettings(ontology=Ontology.load(run.ontology), text=run.text, max_proclitic=run.max_proclitic)
+    if run.start is not None:
+        return _start_model(run, run.start, settings), load_tokenizer(run.start, run.tokenizer, local=True)
     base = resolve_base(run.base)
     local = isinstance(base, Path) or probe_hub(base) is not None
     tokenizer = load_tokenizer(base, run.tokenizer, local=local)
     encoder = load_encoder(base, local=local)
+    if run.layers is not None:
+        encoder = keep_layers(encoder, run.layers)
     if (last := max(tokenizer.get_vocab().values())) >= encoder.config.vocab_size:
         raise ModelError(
             f"{run.base}: its tokenizer has a piece {last}, but its encoder only {encoder.config.vocab_size} pieces; "
@@ -88,6 +92,47 @@ def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
     model.load_encoder(encoder)
     model.loss = run.loss
     return model, tokenizer
+
+
+def _start_model(run: RunConfig, start: Path, settings: ModelSettings) -> RasidModel:
+    """The trained model of a folder, with as many layers as the run says."""
+    trained = load_checkpoint(start)
+    own = trained.config.model_settings()
+    if (own.ontology, own.text, own.max_proclitic) != (settings.ontology, settings.text, settings.max_proclitic):
+        raise ConfigError(f"start: {start} was trained with another ontology, text or max_proclitic than this run has")
+    if run.layers is not None:
+        trained.encoder = keep_layers(trained.encoder, run.layers)
+    config = RasidConfig(
+        encoder=trained.encoder.config.to_dict(), settings=settings.model_dump(mode="json"), **run.heads.model_dump()
+    )
+    model = RasidModel(config)
+    layers = trained.relation_head.layers
+    if config.relation_layers > len(layers):
+        raise ConfigError(
+            f"start: {start} has {len(layers)} heads.relation_layers, and the run {config.relation_layers}"
+        )
+    trained.relation_head.layers = layers[len(layers) - config.relation_layers :]
+    try:
+        model.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(f"start: {start} has other sizes than this run's heads: {error}") from error
+    model.loss = run.loss
+    return model
+
+
+def keep_layers(encoder: PreTrainedModel, number: int) -> PreTrainedModel:
+    """An encoder of BERT's kind cut down to some of its layers, evenly spaced, the last one among them.
+
+    Raises:
+        ConfigError: if it has fewer, or is of another kind.
+    """
+    layers = encoder_layers(encoder)
+    if number > len(layers):
+        raise ConfigError(f"layers is {number}, but the encoder has {len(layers)}; lower it")
+    chosen = [(n + 1) * len(layers) // number - 1 for n in range(number)]
+    encoder.encoder.layer = nn.ModuleList(layers[i] for i in chosen)
+    encoder.config.num_hidden_layers = number
+    return encoder
 
 
 def load_encoder(base: str | Path, *, local: bool = False) -> PreTrainedModel:

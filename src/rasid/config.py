@@ -90,6 +90,41 @@ class LossConfig(_Section):
     r_drop: Annotated[float, Field(ge=0)] = 0.0
 
 
+class RawTextConfig(_Section):
+    """Raw text without annotation.
+
+    Attributes:
+        corpus: Text files, a paragraph a line; plain, `.gz` or `.xz`.
+        about: Words that tell what a paragraph is about; no others than those that hold `mentions` of them are read.
+        mentions: Fewest words of `about` in a paragraph.
+    """
+
+    corpus: tuple[Path, ...] = ()
+    about: tuple[str, ...] = ()
+    mentions: Annotated[int, Field(ge=0)] = 0
+
+
+class DistillationConfig(RawTextConfig):
+    """What the model learns from other models, its teachers, beside the annotation; see `rasid.distillation`.
+
+    Attributes:
+        teachers: Exported models, several seeds of one base for example; none for plain training.
+        weight: Share of what the teachers say in the targets of annotated text; raw text has nothing else.
+        paragraphs: Most paragraphs of raw text to learn from, drawn at random.
+        corpus, about, mentions: Raw text that the teachers read, as in `RawTextConfig`.
+    """
+
+    teachers: tuple[Path, ...] = ()
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    paragraphs: Annotated[int, Field(ge=1)] = 4000
+
+    @model_validator(mode="after")
+    def _raw_text_has_teachers(self) -> Self:
+        if self.corpus and not self.teachers:
+            raise ValueError("corpus is raw text, which nobody annotates: give teachers too")
+        return self
+
+
 class TrainingConfig(_Section):
     """Optimisation.
 
@@ -140,6 +175,8 @@ class RunConfig(_Section):
     Attributes:
         name: Name of the model, on its card.
         base: `compact`, `random` (small and untrained, to try a run out), a hub id, or a local checkpoint folder.
+        start: Checkpoint of a trained model to start from, heads included, in place of the base.
+        layers: Layers of the encoder to keep, evenly spaced; all by default.
         output: Folder of the run.
         ontology: YAML file of types.
         seed: Of initialisation, order and dropout.
@@ -148,6 +185,8 @@ class RunConfig(_Section):
 
     name: str = "rasid"
     base: str = "compact"
+    start: Path | None = None
+    layers: Annotated[int, Field(ge=1)] | None = None
     output: Path = Path("runs/compact")
     ontology: Path = Path("data/ontology.yaml")
     seed: int = 13
@@ -158,6 +197,7 @@ class RunConfig(_Section):
     heads: HeadConfig = HeadConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     loss: LossConfig = LossConfig()
+    distillation: DistillationConfig = DistillationConfig()
     training: TrainingConfig = TrainingConfig()
     export: ExportConfig = ExportConfig()
 
@@ -166,15 +206,13 @@ class RunConfig(_Section):
         return str(OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json"))))
 
 
-class PretrainConfig(_Section):
+class PretrainConfig(RawTextConfig):
     """Continued pre-training of a base on raw text, by masked words.
 
     Attributes:
         base: As in `RunConfig`.
         output: Folder of the run; the new base is `OUTPUT/base`.
-        corpus: Text files, a paragraph a line; plain, `.gz` or `.xz`.
-        about: Words that tell what a paragraph is about; no others than those that hold `mentions` of them are read.
-        mentions: Fewest words of `about` in a paragraph.
+        corpus, about, mentions: What to read, as in `RawTextConfig`.
         text: How the fine-tuned model will see text.
         block: Pieces per training sequence.
         masked: Share of the pieces that are masked.
@@ -184,9 +222,6 @@ class PretrainConfig(_Section):
 
     base: str = "compact"
     output: Path = Path("runs/pretrain")
-    corpus: tuple[Path, ...] = ()
-    about: tuple[str, ...] = ()
-    mentions: Annotated[int, Field(ge=0)] = 0
     text: TextSettings = TextSettings()
     block: Annotated[int, Field(ge=16)] = 128
     masked: Annotated[float, Field(gt=0, lt=1)] = 0.2

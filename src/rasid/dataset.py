@@ -165,16 +165,18 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """See `RasidModel.forward` for the arrays and their shapes."""
         entities: list[list[int]] = []
+        soft: list[Tensor] = []
         pairs: list[Ints] = [np.zeros((0, 3), dtype=np.int64)]
         relations: list[np.ndarray] = [np.zeros((0, 2, len(self.ontology.relation_names)), dtype=np.float32)]
         for window, example in enumerate(examples):
-            local, labels = self._pairs(example)
+            local, labels = candidates(example, self.ontology)
             local[:, :2] += len(entities)
             pairs.append(local)
             relations.append(labels)
             entities += [[window, *e] for e in example["entities"]]
+            soft.append(torch.as_tensor(example.get("tag_targets", ())))
         ids = [torch.as_tensor(e["input_ids"]) for e in examples]
-        return {
+        batch = {
             "input_ids": _pad(ids, self.pad_id),
             "attention_mask": _pad([torch.ones_like(i) for i in ids], 0),
             "word_pieces": _pad([torch.as_tensor(e["word_pieces"]) for e in examples], 0),
@@ -184,20 +186,31 @@ class Collator:
             "pairs": torch.from_numpy(np.concatenate(pairs)),
             "relations": torch.from_numpy(np.concatenate(relations)),
         }
+        if any(len(targets) for targets in soft):
+            batch["tag_targets"] = _pad(soft, 0)
+        return batch
 
-    def _pairs(self, example: Example) -> tuple[Ints, np.ndarray]:
-        """Candidate pairs [P, 3] of one window and their labels [P, 2, R]."""
-        spans = [Span(*e) for e in example["entities"]]
-        # Pairs across paragraphs are never scored, and many of them would be false negatives: the same name twice.
-        pairs = pairs_in_paragraphs(spans, [(first, first) for first in example["paragraphs"]], self.ontology)
-        labels = np.zeros((len(pairs), 2, len(self.ontology.relation_names)), dtype=np.float32)
-        row = {(i, j): p for p, (i, j) in enumerate(pairs.tolist())}
-        for head, tail, relation in example["links"]:
-            p = row[min(head, tail), max(head, tail)]
-            labels[p, int(head > tail), relation] = 1.0
-            if self.ontology.symmetric[relation]:
-                labels[p, :, relation] = 1.0
-        return np.column_stack([pairs, name_likeness(example["names"], pairs)]), labels
+
+def candidates(example: Example, ontology: Ontology) -> tuple[Ints, np.ndarray]:
+    """Candidate pairs [P, 3] of one window and the probabilities [P, 2, R] that they are related.
+
+    Those are the example's `relation_targets` (flat) where it has any, else 1 for each of its `links`.
+    """
+    spans = [Span(*e) for e in example["entities"]]
+    # Pairs across paragraphs are never scored, and many of them would be false negatives: the same name twice.
+    pairs = pairs_in_paragraphs(spans, [(first, first) for first in example["paragraphs"]], ontology)
+    alike = np.column_stack([pairs, name_likeness(example["names"], pairs)])
+    shape = (len(pairs), 2, len(ontology.relation_names))
+    if "relation_targets" in example:
+        return alike, np.asarray(example["relation_targets"], dtype=np.float32).reshape(shape)
+    targets = np.zeros(shape, dtype=np.float32)
+    row = {(i, j): p for p, (i, j) in enumerate(pairs.tolist())}
+    for head, tail, relation in example["links"]:
+        p = row[min(head, tail), max(head, tail)]
+        targets[p, int(head > tail), relation] = 1.0
+        if ontology.symmetric[relation]:
+            targets[p, :, relation] = 1.0
+    return alike, targets
 
 
 def _pad(rows: Sequence[Tensor], value: int) -> Tensor:

@@ -159,6 +159,21 @@ def find_encoder(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], dict[
     return encoder, {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder).parameters else {}
 
 
+def encoder_layers(encoder: PreTrainedModel) -> nn.ModuleList:
+    """The layers of an encoder of BERT's kind.
+
+    Raises:
+        ConfigError: if it is of another kind.
+    """
+    if (kind := encoder.config.model_type) not in BERT_KIND:
+        raise ConfigError(
+            f"layers of a {kind} encoder cannot be copied or left out, but those of {', '.join(BERT_KIND)} can; set "
+            "heads.relation_layers to 0 and layers to null"
+        )
+    layers: nn.ModuleList = encoder.encoder.layer
+    return layers
+
+
 def last_layers(encoder: PreTrainedModel, number: int) -> nn.ModuleList:
     """The last layers of an encoder of BERT's kind.
 
@@ -167,12 +182,7 @@ def last_layers(encoder: PreTrainedModel, number: int) -> nn.ModuleList:
     """
     if not number:
         return nn.ModuleList()
-    if (kind := encoder.config.model_type) not in BERT_KIND:
-        raise ConfigError(
-            f"heads.relation_layers is {number}, but layers of a {kind} encoder cannot be copied; it can be one of "
-            f"{', '.join(BERT_KIND)}, or set it to 0"
-        )
-    layers: nn.ModuleList = encoder.encoder.layer
+    layers = encoder_layers(encoder)
     if number > len(layers):
         raise ConfigError(f"heads.relation_layers is {number}, but the encoder has {len(layers)} layers; lower it")
     return layers[len(layers) - number :]
@@ -251,6 +261,7 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         entities: Tensor,
         pairs: Tensor,
         relations: Tensor,
+        tag_targets: Tensor | None = None,
         **_: Any,
     ) -> RasidOutput:
         """Joint negative log-likelihood per word of a batch with its labels.
@@ -263,12 +274,18 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
             proclitics: int64 [B, W], proclitic letters of entities' first words, `IGNORED` elsewhere.
             entities: int64 [E, 4], window, first word, last word, type.
             pairs: int64 [P, 3].
-            relations: float [P, 2, R], 1 where the relation holds; symmetric ones in both directions.
+            relations: float [P, 2, R], probability that the relation holds, 1 or 0 where that is annotated; symmetric
+                ones in both directions.
+            tag_targets: float [B, W, T], probabilities of the tags, 0 on padding; where not given, `tags` are certain.
         """
         real = tags != IGNORED
         states, relation_states = self.encode(input_ids, word_pieces, attention_mask)
         tag_logits, proclitic_logits = self.tag(states)
-        loss = F.cross_entropy(tag_logits.float().flatten(0, 1), tags.flatten(), ignore_index=IGNORED, reduction="sum")
+        if tag_targets is None:
+            flat = tag_logits.float().flatten(0, 1)
+            loss = F.cross_entropy(flat, tags.flatten(), ignore_index=IGNORED, reduction="sum")
+        else:
+            loss = -(tag_targets * F.log_softmax(tag_logits.float(), -1)).sum()
         loss = loss + F.cross_entropy(
             proclitic_logits.float().flatten(0, 1), proclitics.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -283,7 +300,7 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         bce = F.binary_cross_entropy_with_logits(relation_logits, relations, reduction="none") * allowed  # [P, 2, R]
         if self.loss.focusing:
             bce = bce * (1 - torch.exp(-bce.detach())) ** self.loss.focusing
-        bce = torch.where(relations > 0, self.loss.positive * bce, bce)
+        bce = torch.where(relations > 0.5, self.loss.positive * bce, bce)
         loss = loss + self.loss.relations * bce.sum()
         return RasidOutput(
             loss=loss / real.sum(),

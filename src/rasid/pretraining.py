@@ -1,13 +1,9 @@
 """Continued pre-training of a base on raw text, by masked words (BERT; Devlin et al. 2019, https://aclanthology.org/N19-1423)."""
 
-import gzip
 import json
 import logging
-import lzma
-import re
 import shutil
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from rasid.checkpoint import load_encoder, load_tokenizer, longest_window
 from rasid.config import PretrainConfig, TokenizerConfig
 from rasid.errors import ConfigError, DataError, ModelError
 from rasid.model import IGNORED
+from rasid.raw_text import read_paragraphs
 from rasid.settings import TextSettings
 from rasid.text import normalize
 from rasid.training import CHECKPOINTS, last_checkpoint, on_this_machine, uses_bfloat16
@@ -37,26 +34,6 @@ logger = logging.getLogger(__name__)
 
 BASE_FOLDER, FACTS_FILE = "base", "pretraining.json"
 HELD_OUT = 64  # blocks whose loss tells before and after apart
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-
-
-def read_paragraphs(paths: Iterable[Path], about: Iterable[str] = (), mentions: int = 0) -> Iterator[str]:
-    """The lines of text files that hold at least `mentions` of the words `about`, in order, without empty ones.
-
-    Raises:
-        DataError: for a missing, broken or wrongly encoded file.
-    """
-    words = re.compile("|".join(map(re.escape, about)) or r"(?!)")
-    for path in paths:
-        try:
-            with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
-                for line in lines:
-                    if (text := line.strip()) and (not mentions or len(words.findall(text)) >= mentions):
-                        yield text
-        except FileNotFoundError as error:
-            raise DataError(f"{path}: no such file; corpus lists text files, a paragraph a line") from error
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as UTF-8 text: {error}; plain, .gz and .xz files can") from error
 
 
 def make_blocks(texts: Iterable[str], tokenizer: Tokenizer, settings: TextSettings, block: int) -> Iterator[list[int]]:

@@ -28,6 +28,7 @@ from rasid.calibration import DevScores, dev_scores
 from rasid.checkpoint import create_model, torch_extractor
 from rasid.config import RunConfig, TrainingConfig
 from rasid.dataset import Collator, build_dataset, label_counts
+from rasid.distillation import distil
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError
 from rasid.model import IGNORED, RasidModel, RasidOutput
@@ -202,7 +203,7 @@ def fit(
     """
     set_seed(run.seed)
     base = run.base
-    if run.base == RANDOM:
+    if run.base == RANDOM and run.start is None:
         with PartialState().main_process_first():  # the others then write the same again, one after another
             folder = make_random_base((a.text for a in train), run.output / "base")
         run = run.model_copy(update={"base": str(folder)})
@@ -210,8 +211,12 @@ def fit(
     settings = model.config.model_settings()
     encoder = TextEncoder(tokenizer.backend_tokenizer, settings.text)
     copies = list(augment(train, settings.ontology, run.augmentation, run.seed))
-    dataset, unpredictable = build_dataset([*train, *copies], encoder, settings)
-    logger.info("%d windows of %d articles; %s", len(dataset), len(train) + len(copies), unpredictable)
+    articles = [*train, *copies]
+    if run.distillation.teachers:
+        dataset, unpredictable = distil(articles, encoder, settings, run.distillation, run.seed)
+    else:
+        dataset, unpredictable = build_dataset(articles, encoder, settings)
+    logger.info("%d windows of %d articles; %s", len(dataset), len(articles), unpredictable)
     logger.info("labels: %s", label_counts(dataset, settings.ontology))
     trainer = RasidTrainer(
         model=on_this_machine(model),

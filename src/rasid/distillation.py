@@ -1,0 +1,150 @@
+"""Distillation: a model learns what several trained ones, its teachers, make of a text (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+
+Of annotated text the targets are a mean of annotation and teachers. Raw text is annotated by the teachers, and their
+probabilities are its targets.
+"""
+
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from rasid.config import DistillationConfig
+from rasid.dataset import Example, Unpredictable, build_dataset, candidates
+from rasid.decoding import Floats, Ints, log_softmax, sigmoid
+from rasid.encoding import TextEncoder
+from rasid.errors import ConfigError, DataError
+from rasid.inference import Backend, Extractor
+from rasid.parallel import ordered_map
+from rasid.raw_text import read_paragraphs
+from rasid.records import Article
+from rasid.settings import ModelSettings
+
+logger = logging.getLogger(__name__)
+
+CERTAIN = 1e-6  # how near to 0 and 1 a mean probability comes, so that its logit is finite
+
+
+class EnsembleBackend:
+    """Several networks as one: the mean of their probabilities; see `rasid.inference.Backend`.
+
+    Its word states are those of all of them, one after another.
+    """
+
+    def __init__(self, members: Sequence[Backend]):
+        self.members = members
+
+    def encode(self, input_ids: Ints, word_pieces: Ints) -> tuple[Floats, Floats, Floats]:
+        """See `Backend`; the logits are logarithms of mean probabilities, the states [W, members * H]."""
+        tags, proclitics, states = zip(*(m.encode(input_ids, word_pieces) for m in self.members), strict=True)
+        return _log_mean(tags), _log_mean(proclitics), np.concatenate(states, axis=-1)
+
+    def relate(self, states: Floats, word_tags: Ints, entities: Ints, pairs: Ints) -> Floats:
+        """See `Backend`."""
+        parts = np.split(states, len(self.members), axis=-1)
+        logits = [m.relate(s, word_tags, entities, pairs) for m, s in zip(self.members, parts, strict=True)]
+        mean = np.clip(np.mean([sigmoid(one) for one in logits], axis=0), CERTAIN, 1 - CERTAIN)
+        return np.log(mean / (1 - mean)).astype(np.float32)  # type: ignore[no-any-return]
+
+
+def _log_mean(logits: Sequence[Floats]) -> Floats:
+    mean = np.mean([np.exp(log_softmax(one)) for one in logits], axis=0)
+    return np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)  # type: ignore[no-any-return]
+
+
+def load_teachers(folders: Sequence[Path], encoder: TextEncoder, settings: ModelSettings) -> Extractor:
+    """Exported models as one extractor; a relation's threshold is the mean of theirs.
+
+    Args:
+        folders: Made by `rasid export` or `rasid train`.
+        encoder: The student's, whose pieces they must read.
+        settings: The student's, whose ontology and text settings they must share.
+
+    Raises:
+        ModelError: for a folder that cannot be loaded.
+        ConfigError: if a teacher's types, text settings or tokenizer differ from the student's.
+    """
+    teachers = [Extractor.load(folder) for folder in folders]
+    for folder, teacher in zip(folders, teachers, strict=True):
+        for what, found, wanted in (
+            ("ontology", teacher.ontology, settings.ontology),
+            ("text settings", teacher.settings.text, settings.text),
+            ("max_proclitic", teacher.settings.max_proclitic, settings.max_proclitic),
+            ("tokenizer", teacher.encoder.tokenizer.to_str(), encoder.tokenizer.to_str()),
+        ):
+            if found != wanted:
+                raise ConfigError(
+                    f"distillation.teachers: {folder} has another {what} than this run; give models that were trained "
+                    "with the same ones"
+                )
+    thresholds = {
+        name: float(np.mean([t.settings.thresholds[n] for t in teachers]))
+        for n, name in enumerate(settings.ontology.relation_names)
+    }
+    own = settings.model_copy(update={"relation_thresholds": thresholds})
+    return Extractor(EnsembleBackend([t.backend for t in teachers]), encoder, own, teachers[0].threads)
+
+
+def distil(
+    articles: Sequence[Article], encoder: TextEncoder, settings: ModelSettings, config: DistillationConfig, seed: int
+) -> tuple[Dataset, Unpredictable]:
+    """Windows of annotated articles and of raw text, with the teachers' probabilities as targets.
+
+    Args:
+        articles: The annotated ones.
+        encoder: The student's.
+        settings: The student's.
+        config: The teachers, and the raw text.
+        seed: Of the choice of paragraphs.
+
+    Returns:
+        The dataset, with `tag_targets` [W, T] and `relation_targets` (flat [P, 2, R]) in each example; what of the
+        annotation cannot be predicted.
+
+    Raises:
+        ModelError, ConfigError: see `load_teachers`.
+        DataError: if there is no text, or a file cannot be read.
+    """
+    teachers = load_teachers(config.teachers, encoder, settings)
+    dataset, unpredictable = build_dataset(articles, encoder, settings)
+    parts = [soften(dataset, teachers, config.weight)]
+    if config.corpus:
+        texts = sorted(set(read_paragraphs(config.corpus, config.about, config.mentions)))
+        if not texts:
+            raise DataError("distillation.corpus: no paragraph holds enough words of distillation.about")
+        chosen = random.Random(seed).sample(texts, min(config.paragraphs, len(texts)))
+        logger.info("%d teachers read %d of %d paragraphs", len(config.teachers), len(chosen), len(texts))
+        silver, _ = build_dataset(teachers.pipe(chosen), encoder, settings)
+        parts.append(soften(silver, teachers, 1.0))
+    return concatenate_datasets(parts), unpredictable
+
+
+def soften(dataset: Dataset, teachers: Extractor, weight: float) -> Dataset:
+    """A dataset with targets that are `weight` times the teachers' probabilities and the rest the labels."""
+
+    def with_targets(example: Example) -> Example:
+        tags, relations = teach(example, teachers)
+        own = np.eye(tags.shape[1], dtype=np.float32)[example["tags"]]
+        labels = candidates(example, teachers.ontology)[1]
+        return example | {
+            "tag_targets": ((1 - weight) * own + weight * tags).tolist(),
+            "relation_targets": ((1 - weight) * labels + weight * relations).ravel().tolist(),
+        }
+
+    return Dataset.from_list(list(ordered_map(with_targets, dataset, teachers.threads)))
+
+
+def teach(example: Example, teachers: Extractor) -> tuple[Floats, Floats]:
+    """What the teachers say of one window, given its entities: probabilities of tags [W, T] and relations [P, 2, R]."""
+    ontology = teachers.ontology
+    pieces, words = (np.array(example[name], dtype=np.int64) for name in ("input_ids", "word_pieces"))
+    tags, _, states = teachers.backend.encode(pieces, words)
+    pairs, labels = candidates(example, ontology)
+    relations = np.zeros_like(labels)
+    if len(pairs):
+        where = np.array(example["entities"], dtype=np.int64)[:, :2]
+        relations = sigmoid(teachers.backend.relate(states, np.array(example["tags"], dtype=np.int64), where, pairs))
+    return np.exp(log_softmax(tags)).astype(np.float32), relations.astype(np.float32)

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from onnx import helper, numpy_helper
+from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 from torch import Tensor, nn
 
@@ -26,6 +30,7 @@ from rasid.settings import CONFIG_FILE, ENCODER_FILE, RELATIONS_FILE, TOKENIZER_
 logger = logging.getLogger(__name__)
 
 OPSET = 18
+_LAST = "last_axis"
 
 
 class _EncoderGraph(nn.Module):
@@ -73,8 +78,13 @@ def export_fp32(model: RasidModel, folder: Path) -> None:
         raw,
     )
     heads = getattr(model.encoder.config, "num_attention_heads", 0)  # 0: found from the graph
-    fused = optimize_model(str(raw), model_type="bert", num_heads=heads, hidden_size=hidden, opt_level=1)
+    options = FusionOptions("bert")
+    options.enable_skip_layer_norm = False  # `split_norms` needs them by themselves
+    fused = optimize_model(
+        str(raw), model_type="bert", num_heads=heads, hidden_size=hidden, optimization_options=options, opt_level=1
+    )
     logger.info("fused operators: %s", fused.get_fused_operator_statistics())
+    split_norms(fused.model.graph)
     fused.save_model_to_file(str(folder / ENCODER_FILE))
     raw.unlink()
     if not config.model_settings().ontology.relation_names:
@@ -91,6 +101,9 @@ def export_fp32(model: RasidModel, folder: Path) -> None:
         {"states": {1: "words"}, "word_tags": {1: "words"}, "entities": {0: "entities"}, "pairs": {0: "pairs"}},
         folder / RELATIONS_FILE,
     )
+    relations = onnx.load(folder / RELATIONS_FILE)
+    split_norms(relations.graph)
+    onnx.save(relations, folder / RELATIONS_FILE)
 
 
 def _export(
@@ -110,6 +123,34 @@ def _export(
             opset_version=OPSET,
             dynamo=False,
         )
+
+
+def split_norms(graph: onnx.GraphProto) -> None:
+    """Rewrite each normalisation of the last axis: centre, divide by the root mean square, add the bias.
+
+    In ONNX Runtime 1.32 the operator for all of it, and the one that adds a residual too, take five times as long: a
+    fifth of a window's time. In versions up to 1.29 they are fast, and what this costs there is 1 to 4 % of it.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        options = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type != "LayerNormalization" or options.get("axis", -1) != -1:
+            nodes.append(node)
+            continue
+        (x, weight, *bias), y = node.input, node.output[0]
+        mean, centred, scaled = (f"{y}/{part}" for part in ("mean", "centred", "scaled"))
+        result = scaled if bias else y
+        nodes += [
+            helper.make_node("ReduceMean", [x, _LAST], [mean], keepdims=1),
+            helper.make_node("Sub", [x, mean], [centred]),
+            helper.make_node("SimplifiedLayerNormalization", [centred, weight], [result], **options),
+        ]
+        if bias:
+            nodes.append(helper.make_node("Add", [scaled, *bias], [y]))
+    if len(nodes) > len(graph.node):
+        graph.initializer.append(numpy_helper.from_array(np.array([-1], dtype=np.int64), _LAST))
+        del graph.node[:]
+        graph.node.extend(nodes)
 
 
 def quantize(source: Path, target: Path) -> None:

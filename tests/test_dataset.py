@@ -224,6 +224,7 @@ def test_collator_joins_windows() -> None:
         "word_pieces": (3, 7),
         "tags": (3, 7),
         "proclitics": (3, 7),
+        "starts": (3, 7),
         "entities": (5, 4),
         "pairs": (4, 3),
         "relations": (4, 2, len(RELATIONS)),

@@ -9,29 +9,40 @@ import torch
 from transformers import DistilBertConfig, DistilBertModel, set_seed
 
 from rasid.checkpoint import create_model, load_checkpoint
+from rasid.config import HeadConfig
 from rasid.dataset import Collator, Unpredictable, window_examples
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, ModelError
 from rasid.model import IGNORED, RasidConfig, RasidModel, last_layers
 from rasid.records import read_articles
+from rasid.scorers import ContextScorer
 from rasid.training import save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def create(debug_run: Path, configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """`create(layers)`: a model with untrained heads and so many layers of its own for relations, and its tokenizer."""
+    """`create(layers, *options)`: a model with untrained heads and so many layers for relations, and its tokenizer."""
 
-    def make(layers: int) -> tuple:
+    def make(layers: int, *more: str) -> tuple:
         set_seed(1)
-        options = (f"base={debug_run / 'base'}", f"heads.relation_layers={layers}")
+        options = (f"base={debug_run / 'base'}", f"heads.relation_layers={layers}", *more)
         return create_model(configure(tmp_path_factory.mktemp("model"), *options))
 
     return make
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["", "layers"])
+KINDS = {
+    "context": (0,),
+    "layers": (1,),
+    "crf": (0, "heads.crf=true"),
+    "biaffine": (0, "heads.scorer=biaffine"),
+    "markers": (1, "heads.scorer=markers"),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def created(request: pytest.FixtureRequest, create: Callable) -> tuple:
-    return create(request.param)
+    return create(*KINDS[request.param])
 
 
 @pytest.fixture
@@ -85,11 +96,12 @@ def test_pickled_weights_are_refused(created: tuple, model: RasidModel, tmp_path
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_left_uninitialised(
-    layers: int, debug_run: Path, configure: Callable[..., Any], tmp_path: Path
+    kind: str, debug_run: Path, configure: Callable[..., Any], tmp_path: Path
 ) -> None:
-    config = configure(tmp_path, f"base={debug_run / 'base'}", f"heads.relation_layers={layers}")
+    layers, *more = KINDS[kind]
+    config = configure(tmp_path, f"base={debug_run / 'base'}", f"heads.relation_layers={layers}", *more)
     states = []
     for seed in (1, 1, 2):
         torch.rand(1000)  # leave other memory and another random state behind
@@ -99,7 +111,8 @@ def test_nothing_is_left_uninitialised(
     assert all(torch.equal(first[name], same[name]) for name in first)
     base = ("encoder.", "relation_head.layers.")
     changed = {name for name in first if not torch.equal(first[name], other[name])}
-    assert {name.split(".")[0] for name in changed} == {"tag_head", "proclitic_head", "relation_head"}
+    heads = {"tag_head", "proclitic_head", "relation_head"} | ({"transitions"} if kind == "crf" else set())
+    assert {name.split(".")[0] for name in changed} == heads
     assert not [name for name in changed if name.startswith(base)]
     for name, value in first.items():
         assert value.isfinite().all(), name
@@ -109,7 +122,7 @@ def test_nothing_is_left_uninitialised(
             assert (value == 0).all() or 0.01 < value.std() < 0.05, name
         elif name.endswith("norm.weight"):
             assert (value == 1).all(), name
-        elif name != "relation_head.out.bias":
+        elif name not in ("relation_head.out.bias", "relation_head.of_head.bias"):
             assert (value == 0).all(), name
 
 
@@ -338,11 +351,17 @@ def test_relation_layers_of_another_kind_of_encoder() -> None:
         last_layers(encoder, 1)
 
 
-def test_a_checkpoint_from_before_there_were_relation_layers(create: Callable, tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_there_was_a_choice_of_heads(create: Callable, tmp_path: Path) -> None:
     save_checkpoint(*create(0), tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    del config["relation_layers"]
+    for key in ("relation_layers", "crf", "scorer"):
+        del config[key]
+    del config["settings"]["transitions"]
     path.write_text(json.dumps(config), encoding="utf-8")
-    assert len(load_checkpoint(tmp_path).relation_head.layers) == 0
-    assert RasidConfig().relation_layers == 0
+    model = load_checkpoint(tmp_path)
+    assert len(model.relation_head.layers) == 0
+    assert isinstance(model.relation_head, ContextScorer)
+    assert model.transitions is None
+    assert model.model_settings().transitions is None
+    assert RasidConfig().heads() == HeadConfig()

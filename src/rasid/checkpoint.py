@@ -214,7 +214,7 @@ def load_checkpoint(folder: str | Path) -> RasidModel:
 
 def torch_extractor(model: RasidModel, encoder: TextEncoder) -> Extractor:
     """The extractor over a torch model, for evaluation in training; it leaves the model's mode as it is."""
-    return Extractor(TorchBackend(model), encoder, model.config.model_settings())
+    return Extractor(TorchBackend(model), encoder, model.model_settings())
 
 
 def load_torch_extractor(folder: str | Path) -> Extractor:

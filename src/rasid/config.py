@@ -44,15 +44,29 @@ class TokenizerConfig(_Section):
 
 
 class HeadConfig(_Section):
-    """Sizes of the heads; see `rasid.model`."""
+    """The heads.
+
+    Attributes:
+        dropout: Of what the heads read.
+        crf: Whether the tags of a paragraph are scored as a sequence; see `rasid.crf`.
+        scorer: How pairs of entities are scored: from their ends and the context between them, from their ends by a
+            bilinear form, or from markers in the text, which takes `relation_layers`; see `rasid.scorers`.
+        relation_size: Of the scorer.
+        context_heads: Means that the `context` scorer takes of the words between two entities.
+        relation_layers: Layers of its own that the relation head has on top of the encoder's lower ones.
+    """
 
     dropout: Ratio = 0.1
+    crf: bool = False
+    scorer: Literal["context", "biaffine", "markers"] = "context"
     relation_size: Annotated[int, Field(ge=4)] = 256
     context_heads: Annotated[int, Field(ge=1)] = 4
     relation_layers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
+        if self.scorer == "markers" and not self.relation_layers:
+            raise ValueError("the markers scorer takes relation_layers of 1 or more, in which markers see the words")
         if self.relation_size % self.context_heads:
             raise ValueError(f"relation_size {self.relation_size} is no multiple of context_heads {self.context_heads}")
         return self
@@ -82,12 +96,15 @@ class LossConfig(_Section):
             pairs among the many without a relation count; 0 for none.
         r_drop: Weight of the divergence between two passes under dropout (Wu et al. 2021,
             https://arxiv.org/abs/2106.14448), which double the time; 0 for one pass.
+        adversarial: Length of the change of a window's word embeddings that raises the loss most, under which it is
+            learned once more (Miyato et al. 2017, https://arxiv.org/abs/1605.07725), in double the time; 0 for none.
     """
 
     relations: Positive = 1.0
     positive: Positive = 1.0
     focusing: Annotated[float, Field(ge=0)] = 0.0
     r_drop: Annotated[float, Field(ge=0)] = 0.0
+    adversarial: Annotated[float, Field(ge=0)] = 0.0
 
 
 class RawTextConfig(_Section):
@@ -111,12 +128,14 @@ class DistillationConfig(RawTextConfig):
         teachers: Exported models, several seeds of one base for example; none for plain training.
         weight: Share of what the teachers say in the targets of annotated text; raw text has nothing else.
         paragraphs: Most paragraphs of raw text to learn from, drawn at random.
+        longest: Most characters of such a paragraph, since in long ones little is about what `about` says.
         corpus, about, mentions: Raw text that the teachers read, as in `RawTextConfig`.
     """
 
     teachers: tuple[Path, ...] = ()
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    paragraphs: Annotated[int, Field(ge=1)] = 4000
+    paragraphs: Annotated[int, Field(ge=1)] = 2400
+    longest: Annotated[int, Field(ge=1)] = 1000
 
     @model_validator(mode="after")
     def _raw_text_has_teachers(self) -> Self:

@@ -166,6 +166,7 @@ class Collator:
         """See `RasidModel.forward` for the arrays and their shapes."""
         entities: list[list[int]] = []
         soft: list[Tensor] = []
+        starts: list[Tensor] = []
         pairs: list[Ints] = [np.zeros((0, 3), dtype=np.int64)]
         relations: list[np.ndarray] = [np.zeros((0, 2, len(self.ontology.relation_names)), dtype=np.float32)]
         for window, example in enumerate(examples):
@@ -175,6 +176,8 @@ class Collator:
             relations.append(labels)
             entities += [[window, *e] for e in example["entities"]]
             soft.append(torch.as_tensor(example.get("tag_targets", ())))
+            starts.append(torch.zeros(len(example["tags"]), dtype=torch.int64))
+            starts[-1][example["paragraphs"]] = 1
         ids = [torch.as_tensor(e["input_ids"]) for e in examples]
         batch = {
             "input_ids": _pad(ids, self.pad_id),
@@ -182,6 +185,7 @@ class Collator:
             "word_pieces": _pad([torch.as_tensor(e["word_pieces"]) for e in examples], 0),
             "tags": _pad([torch.as_tensor(e["tags"]) for e in examples], IGNORED),
             "proclitics": _pad([torch.as_tensor(e["proclitics"]) for e in examples], IGNORED),
+            "starts": _pad(starts, 0),
             "entities": torch.tensor(entities, dtype=torch.int64).view(-1, 4),
             "pairs": torch.from_numpy(np.concatenate(pairs)),
             "relations": torch.from_numpy(np.concatenate(relations)),

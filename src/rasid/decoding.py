@@ -16,7 +16,7 @@ from rasid.text import canonical_name, name_words, proclitic_cuts
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-
+Transitions = Sequence[Sequence[float]]  # [T + 1][T], as in `ModelSettings`
 
 LIKENESS = 4  # levels of `name_likeness`
 _CLOSING = {"«": "»", "“": "”", "„": "“", "(": ")", "[": "]", '"': '"', "'": "'"}
@@ -57,16 +57,20 @@ def allowed_transitions(tags: int) -> npt.NDArray[np.bool_]:
     return allowed
 
 
-def best_tags(log_probs: npt.NDArray[np.float64], allowed: npt.NDArray[np.bool_]) -> Ints:
+def best_tags(
+    log_probs: npt.NDArray[np.float64], allowed: npt.NDArray[np.bool_], transitions: Transitions | None = None
+) -> Ints:
     """The most probable tag sequence [W] under IOB2 (Viterbi) out of log-probabilities [W, T].
 
-    The scores of legal transitions are equal, so where each word's best tag makes a legal sequence, it is the answer.
+    Without `transitions`, legal ones all score the same, so where each word's best tag makes a legal sequence, it is
+    the answer.
     """
-    best: Ints = log_probs.argmax(-1)
-    before = np.concatenate([[log_probs.shape[1]], best[:-1]])
-    if allowed[before, best].all():
-        return best
-    penalty = np.where(allowed, 0.0, -np.inf)
+    if transitions is None:
+        best: Ints = log_probs.argmax(-1)
+        before = np.concatenate([[log_probs.shape[1]], best[:-1]])
+        if allowed[before, best].all():
+            return best
+    penalty = np.where(allowed, 0.0 if transitions is None else transitions, -np.inf)
     score = log_probs[0] + penalty[-1]
     back = np.empty(log_probs.shape, dtype=np.int64)
     for w in range(1, len(log_probs)):
@@ -77,6 +81,26 @@ def best_tags(log_probs: npt.NDArray[np.float64], allowed: npt.NDArray[np.bool_]
     for w in range(len(log_probs) - 1, 0, -1):
         path.append(int(back[w, path[-1]]))
     return np.array(path[::-1], dtype=np.int64)
+
+
+def chain_probabilities(
+    log_probs: npt.NDArray[np.float64], allowed: npt.NDArray[np.bool_], transitions: Transitions
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What a linear-chain CRF makes of a paragraph's log-probabilities [W, T], of legal sequences alone.
+
+    Returns:
+        Log-probabilities of each word's tags, [W, T], and of its tag `j` where the word before has tag `i`, [W, T, T].
+    """
+    scores = np.where(allowed, transitions, -np.inf)
+    later = np.zeros_like(log_probs)  # what all words after this one add to the score of its tag
+    for w in range(len(log_probs) - 1, 0, -1):
+        later[w - 1] = np.logaddexp.reduce(scores[:-1] + log_probs[w] + later[w], axis=-1)
+    steps = log_softmax(scores[:-1] + (log_probs + later)[:, None, :])
+    single = np.empty_like(log_probs)
+    single[0] = log_softmax(scores[-1] + log_probs[0] + later[0])
+    for w in range(1, len(log_probs)):
+        single[w] = np.logaddexp.reduce(single[w - 1][:, None] + steps[w], axis=0)
+    return single, steps
 
 
 def find_spans(tags: Ints, offset: int = 0) -> list[Span]:
@@ -147,15 +171,32 @@ def tag_words(spans: Sequence[Span], words: tuple[int, int]) -> Ints:
     return tags
 
 
-def span_score(log_probs: npt.NDArray[np.float64], span: Span, start: int, stop: int) -> float:
-    """Probability of a span: that of its tags, and of the next word of its paragraph `[start, stop)` not going on."""
+def span_score(
+    log_probs: npt.NDArray[np.float64],
+    span: Span,
+    start: int,
+    stop: int,
+    steps: npt.NDArray[np.float64] | None = None,
+) -> float:
+    """Probability of a span: that of its tags, and of the next word of its paragraph `[start, stop)` not going on.
+
+    Args:
+        log_probs: Of the tags of the paragraph's words, [W, T].
+        span: The span.
+        start: First word of the paragraph.
+        stop: The word after it.
+        steps: The same given the tag before, [W, T, T]; none if that does not matter. See `chain_probabilities`.
+    """
     begin, inside = 2 * span.type + 1, 2 * span.type + 2
-    total = (
-        log_probs[span.first - start, begin] + log_probs[span.first - start + 1 : span.last - start + 1, inside].sum()
-    )
-    score = float(np.exp(total))
+    first, after = span.first - start, span.last + 1 - start
+    if steps is None:
+        going_on = log_probs[first + 1 : after + 1, inside]
+    else:
+        going_on = steps[first + 1 : after + 1, inside, inside].copy()
+        going_on[:1] = steps[first + 1 : first + 2, begin, inside]
+    score = float(np.exp(log_probs[first, begin] + going_on[: after - first - 1].sum()))
     if span.last + 1 < stop:
-        score *= 1.0 - float(np.exp(log_probs[span.last + 1 - start, inside]))
+        score *= 1.0 - float(np.exp(going_on[-1]))
     return score
 
 
@@ -175,6 +216,7 @@ def decode_entities(
     proclitic_logits: Floats,
     ontology: Ontology,
     first_id: int = 1,
+    transitions: Transitions | None = None,
 ) -> tuple[list[Span], list[Entity]]:
     """Entities of an article in text order; their ids are `T1`, `T2` and so on.
 
@@ -186,6 +228,7 @@ def decode_entities(
         proclitic_logits: float32 [W, K].
         ontology: Types and proclitics.
         first_id: Number of the first one.
+        transitions: Scores of one tag after another, if they were learned.
     """
     allowed = allowed_transitions(len(ontology.tags))
     log_probs = log_softmax(tag_logits)
@@ -194,7 +237,9 @@ def decode_entities(
     for start, stop in paragraphs:
         part = log_probs[start:stop]
         surfaces = [text[a:b] for a, b in words[start:stop].tolist()]
-        for span in tidy_spans(find_spans(best_tags(part, allowed), start), surfaces, start):
+        tags = best_tags(part, allowed, transitions)
+        single, steps = (part, None) if transitions is None else chain_probabilities(part, allowed, transitions)
+        for span in tidy_spans(find_spans(tags, start), surfaces, start):
             begin, end = int(words[span.first, 0]), int(words[span.last, 1])
             word = text[begin : int(words[span.first, 1])]
             cut, cut_score = cut_proclitic(word, proclitic_logits[span.first], ontology.proclitics)
@@ -207,7 +252,7 @@ def decode_entities(
                     start=begin + cut,
                     end=end,
                     text=surface,
-                    score=round(span_score(part, span, start, stop) * cut_score, 4),
+                    score=round(span_score(single, span, start, stop, steps) * cut_score, 4),
                     normalized=canonical_name(surface, before=word[:cut]),
                 )
             )

@@ -80,6 +80,11 @@ def load_teachers(folders: Sequence[Path], encoder: TextEncoder, settings: Model
                     f"distillation.teachers: {folder} has another {what} than this run; give models that were trained "
                     "with the same ones"
                 )
+        if teacher.settings.transitions is not None:
+            raise ConfigError(
+                f"distillation.teachers: {folder} was trained with heads.crf, so that its tag logits alone are no "
+                "probabilities; give models that were trained without"
+            )
     thresholds = {
         name: float(np.mean([t.settings.thresholds[n] for t in teachers]))
         for n, name in enumerate(settings.ontology.relation_names)
@@ -112,9 +117,13 @@ def distil(
     dataset, unpredictable = build_dataset(articles, encoder, settings)
     parts = [soften(dataset, teachers, config.weight)]
     if config.corpus:
-        texts = sorted(set(read_paragraphs(config.corpus, config.about, config.mentions)))
+        paragraphs = set(read_paragraphs(config.corpus, config.about, config.mentions))
+        texts = sorted(text for text in paragraphs if len(text) <= config.longest)
         if not texts:
-            raise DataError("distillation.corpus: no paragraph holds enough words of distillation.about")
+            raise DataError(
+                "distillation.corpus: no paragraph of distillation.longest characters or less holds enough words of "
+                "distillation.about"
+            )
         chosen = random.Random(seed).sample(texts, min(config.paragraphs, len(texts)))
         logger.info("%d teachers read %d of %d paragraphs", len(config.teachers), len(chosen), len(texts))
         silver, _ = build_dataset(teachers.pipe(chosen), encoder, settings)
@@ -126,13 +135,12 @@ def soften(dataset: Dataset, teachers: Extractor, weight: float) -> Dataset:
     """A dataset with targets that are `weight` times the teachers' probabilities and the rest the labels."""
 
     def with_targets(example: Example) -> Example:
-        tags, relations = teach(example, teachers)
-        own = np.eye(tags.shape[1], dtype=np.float32)[example["tags"]]
-        labels = candidates(example, teachers.ontology)[1]
-        return example | {
-            "tag_targets": ((1 - weight) * own + weight * tags).tolist(),
-            "relation_targets": ((1 - weight) * labels + weight * relations).ravel().tolist(),
-        }
+        tags = np.eye(len(teachers.ontology.tags), dtype=np.float32)[example["tags"]]
+        relations = candidates(example, teachers.ontology)[1]
+        if weight:
+            taught = teach(example, teachers)
+            tags, relations = ((1 - weight) * a + weight * b for a, b in zip((tags, relations), taught, strict=True))
+        return example | {"tag_targets": tags.tolist(), "relation_targets": relations.ravel().tolist()}
 
     return Dataset.from_list(list(ordered_map(with_targets, dataset, teachers.threads)))
 

@@ -6,7 +6,6 @@ whole batch, P unordered pairs of entities, R relation types, D size of the rela
 
 import copy
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from rasid.config import LossConfig
-from rasid.decoding import LIKENESS, allowed_relations
+from rasid.config import HeadConfig, LossConfig
+from rasid.crf import TagTransitions
+from rasid.decoding import allowed_relations
 from rasid.errors import ConfigError
+from rasid.scorers import SCORERS
 from rasid.settings import MODEL_TYPE, ModelSettings
 
 IGNORED = -100  # label of padding
@@ -39,6 +40,8 @@ class RasidConfig(PreTrainedConfig):  # type: ignore[misc]
         relation_size: int = 256,
         context_heads: int = 4,
         relation_layers: int = 0,
+        crf: bool = False,
+        scorer: str = "context",
         **kwargs: Any,
     ):
         self.encoder = encoder
@@ -47,11 +50,17 @@ class RasidConfig(PreTrainedConfig):  # type: ignore[misc]
         self.relation_size = relation_size
         self.context_heads = context_heads
         self.relation_layers = relation_layers
+        self.crf = crf
+        self.scorer = scorer
         super().__init__(**kwargs)
 
     def model_settings(self) -> ModelSettings:
         """The validated settings."""
         return ModelSettings.model_validate(self.settings)
+
+    def heads(self) -> HeadConfig:
+        """What the heads are like."""
+        return HeadConfig.model_validate({name: getattr(self, name) for name in HeadConfig.model_fields})
 
 
 @dataclass
@@ -62,95 +71,6 @@ class RasidOutput(ModelOutput):  # type: ignore[misc]
     tag_logits: Tensor | None = None
     proclitic_logits: Tensor | None = None
     relation_logits: Tensor | None = None
-
-
-class RelationHead(nn.Module):
-    """Scores every candidate pair of a batch in one step.
-
-    Words are told the tags of the entities, so that a pair sees which other ones stand between it. A pair is scored
-    from its ends and the context between them: per context head a mean of the words between, weighted by a gate of the
-    word alone, so that prefix sums give it for all pairs at the cost of one pass over the words.
-    """
-
-    WORD_BUCKETS = (1, 2, 3, 5, 9, 17, 33, 65)  # words between the ends, at least
-    ENTITY_BUCKETS = (2, 3, 4, 5, 7, 10)  # steps in the order of entities, at least
-
-    def __init__(self, config: RasidConfig, hidden: int, settings: ModelSettings, layers: Iterable[nn.Module] = ()):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        ontology = settings.ontology
-        size, relations = config.relation_size, len(ontology.relation_names)
-        self.groups = config.context_heads
-        self.tag_embedding = nn.Embedding(len(ontology.tags), hidden)
-        self.norm = nn.LayerNorm(hidden)
-        self.head = nn.Linear(3 * hidden, size)
-        self.tail = nn.Linear(3 * hidden, size)
-        self.gate = nn.Linear(hidden, self.groups)
-        self.value = nn.Linear(hidden, size)
-        self.pair_head = nn.Linear(size, size)
-        self.pair_tail = nn.Linear(size, size, bias=False)
-        self.context = nn.Linear(size, 2 * size, bias=False)  # one half per direction
-        self.word_distance = nn.Embedding(2 * (len(self.WORD_BUCKETS) + 1), size)
-        self.entity_distance = nn.Embedding(2 * (len(self.ENTITY_BUCKETS) + 1), size)
-        self.likeness = nn.Embedding(LIKENESS, size)
-        self.out = nn.Linear(size, relations)
-        # Relations are rare; an attribute of the layer, since `_init_weights` sees each one by itself.
-        self.out.initial_bias = -3.0  # type: ignore[assignment]
-        self.product = nn.Linear(size, relations, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-        self.symmetric = ontology.symmetric
-
-    def forward(
-        self, states: Tensor, word_tags: Tensor, entities: Tensor, pairs: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """Logits [P, 2, R] of `i → j` and `j → i` for each pair `(i, j)`.
-
-        Args:
-            states: [B, W, H], what `RasidModel.encode` gives for relations.
-            word_tags: int64 [B, W], the tags of the entities to relate.
-            entities: int64 [E, 3], window, first and last word of each entity, in text order within a window.
-            pairs: int64 [P, 3], entity indices `i < j` in one window, and how alike their names are (`name_likeness`).
-            mask: bool [B, W], true for real words; None where all are.
-        """
-        x = states + self.tag_embedding(word_tags)
-        bias = None if mask is None else torch.where(mask, 0.0, torch.finfo(x.dtype).min)[:, None, None, :]
-        for layer in self.layers:
-            x = layer(x, attention_mask=bias)
-        x = self.norm(x)
-        window, first, last = entities.unbind(-1)
-        before = torch.where((first > 0)[:, None], x[window, (first - 1).clamp(min=0)], torch.zeros_like(x[:1, 0]))
-        ends = self.dropout(torch.cat([x[window, first], x[window, last], before], -1))  # [E, 3H]
-        head, tail = F.gelu(self.head(ends)), F.gelu(self.tail(ends))  # [E, D]
-        as_head, as_tail = self.pair_head(head), self.pair_tail(tail)
-
-        i, j, alike = pairs.unbind(-1)
-        between = self._between(x, window[i], last[i] + 1, first[j])  # [P, D]
-        forth, back = self.context(between).chunk(2, -1)
-        likeness = self.likeness(alike)  # [P, D]
-        forth, back = forth + likeness, back + likeness
-        words_at, steps_at = (torch.tensor(b, device=x.device) for b in (self.WORD_BUCKETS, self.ENTITY_BUCKETS))
-        words = torch.bucketize((first[j] - last[i] - 1).clamp(min=0), words_at, right=True)
-        steps = torch.bucketize(j - i, steps_at, right=True)
-        n_words, n_steps = len(self.WORD_BUCKETS) + 1, len(self.ENTITY_BUCKETS) + 1
-        forth = forth + self.word_distance(words) + self.entity_distance(steps)
-        back = back + self.word_distance(words + n_words) + self.entity_distance(steps + n_steps)
-        hidden = torch.stack([as_head[i] + as_tail[j] + forth, as_head[j] + as_tail[i] + back], 1)  # [P, 2, D]
-        product = torch.stack([head[i] * tail[j], head[j] * tail[i]], 1)  # [P, 2, D]
-        logits = self.out(self.dropout(F.gelu(hidden))) + self.product(product)  # [P, 2, R]
-        symmetric = torch.tensor(self.symmetric, dtype=torch.bool, device=x.device)
-        return torch.where(symmetric, logits.mean(1, keepdim=True), logits)
-
-    def _between(self, x: Tensor, window: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-        """[P, D]: gated means of the words `[start, stop)`, zero where there are none."""
-        b, w, _ = x.shape
-        weight = torch.exp(5.0 * torch.tanh(self.gate(x).float()))  # [B, W, G]; bounded, so that the sums stay exact
-        value = self.value(x).float().view(b, w, self.groups, -1) * weight[..., None]  # [B, W, G, D / G]
-        zero = weight.new_zeros(b, 1, self.groups)
-        weights = torch.cat([zero, weight.cumsum(1)], 1)  # [B, W + 1, G]
-        values = torch.cat([zero[..., None].expand(-1, -1, -1, value.shape[-1]), value.cumsum(1)], 1)
-        stop = torch.maximum(start, stop)
-        total = values[window, stop] - values[window, start]  # [P, G, D / G]
-        return (total / (weights[window, stop] - weights[window, start] + 1e-3)[..., None]).flatten(1)
 
 
 def find_encoder(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], dict[str, bool]]:
@@ -207,7 +127,8 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         self.proclitic_head = nn.Linear(hidden, settings.max_proclitic + 1)
         shared = {id(self.encoder.config): self.encoder.config}  # so that they take its attention implementation too
         layers = copy.deepcopy(last_layers(self.encoder, config.relation_layers), shared)
-        self.relation_head = RelationHead(config, hidden, settings, layers)
+        self.relation_head = SCORERS[config.scorer](config.heads(), hidden, settings.ontology, layers)
+        self.transitions = TagTransitions(len(settings.ontology.tags)) if config.crf else None
         self.loss = LossConfig()
         self.allowed = allowed_relations(settings.ontology)  # no buffer: those are not restored by loading
         self.post_init()
@@ -228,6 +149,14 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         layers = last_layers(self.encoder, self.config.relation_layers)
         for own, layer in zip(self.relation_head.layers, layers, strict=True):
             own.load_state_dict(layer.state_dict())
+
+    def model_settings(self) -> ModelSettings:
+        """Those of the config, with the transition scores that the weights hold."""
+        settings: ModelSettings = self.config.model_settings()
+        if self.transitions is None:
+            return settings
+        scores = self.transitions.scores().tolist()
+        return settings.model_copy(update={"transitions": tuple(map(tuple, scores))})
 
     def encode(
         self, input_ids: Tensor, word_pieces: Tensor, attention_mask: Tensor | None = None
@@ -262,6 +191,7 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
         pairs: Tensor,
         relations: Tensor,
         tag_targets: Tensor | None = None,
+        starts: Tensor | None = None,
         **_: Any,
     ) -> RasidOutput:
         """Joint negative log-likelihood per word of a batch with its labels.
@@ -277,11 +207,14 @@ class RasidModel(PreTrainedModel):  # type: ignore[misc]
             relations: float [P, 2, R], probability that the relation holds, 1 or 0 where that is annotated; symmetric
                 ones in both directions.
             tag_targets: float [B, W, T], probabilities of the tags, 0 on padding; where not given, `tags` are certain.
+            starts: int64 [B, W], 1 for the first word of each paragraph; where not given, windows are paragraphs.
         """
         real = tags != IGNORED
         states, relation_states = self.encode(input_ids, word_pieces, attention_mask)
         tag_logits, proclitic_logits = self.tag(states)
-        if tag_targets is None:
+        if self.transitions is not None:
+            loss = self.transitions(tag_logits.float(), tags, starts, tag_targets)
+        elif tag_targets is None:
             flat = tag_logits.float().flatten(0, 1)
             loss = F.cross_entropy(flat, tags.flatten(), ignore_index=IGNORED, reduction="sum")
         else:

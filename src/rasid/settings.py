@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from rasid.errors import ModelError, describe
 from rasid.schema import Ontology
@@ -62,6 +62,8 @@ class ModelSettings(BaseModel):
         max_proclitic: Most proclitic letters that can be cut off an entity's first word.
         relation_threshold: Lowest score at which a relation is reported.
         relation_thresholds: The same for single relation types, where it differs.
+        transitions: Scores [T + 1][T] of one tag after another, the last row for the start of a paragraph, in the order
+            of `Ontology.tags`; none if the tags of words are independent of each other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,11 +73,19 @@ class ModelSettings(BaseModel):
     max_proclitic: Annotated[int, Field(ge=0, le=8)] = 2
     relation_threshold: Probability = 0.5
     relation_thresholds: dict[str, Probability] = {}
+    transitions: tuple[tuple[FiniteFloat, ...], ...] | None = None
 
     @model_validator(mode="after")
     def _relations_known(self) -> Self:
         if unknown := sorted(set(self.relation_thresholds) - set(self.ontology.relation_types)):
             raise ValueError(f"relation_thresholds of unknown relations {unknown}")
+        return self
+
+    @model_validator(mode="after")
+    def _transitions_fit(self) -> Self:
+        tags = len(self.ontology.tags)
+        if self.transitions is not None and [len(row) for row in self.transitions] != [tags] * (tags + 1):
+            raise ValueError(f"transitions must be {tags + 1} rows of {tags} scores")
         return self
 
     @property

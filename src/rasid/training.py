@@ -77,6 +77,31 @@ class RasidTrainer(Trainer):  # type: ignore[misc]
         apart = divergence(first, second, inputs["tags"] != IGNORED)
         return (first.loss + second.loss) / 2 + weight * apart
 
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """A forward and a backward pass and, where the loss is adversarial, both again under changed word embeddings.
+
+        The gradients of the two add up, as do the losses.
+        """
+        loss: Tensor
+        if not (size := self.run_config.loss.adversarial):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            return loss
+        words = self.accelerator.unwrap_model(model).encoder.get_input_embeddings()
+        seen: list[Tensor] = []  # one for each time that a pass calls the model
+
+        def watch(_: torch.nn.Module, __: Any, output: Tensor) -> None:
+            output.retain_grad()
+            seen.append(output)
+
+        def disturb(_: torch.nn.Module, __: Any, output: Tensor) -> Tensor:
+            return output + adversarial_change(seen.pop(0), size)
+
+        with words.register_forward_hook(watch):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        with words.register_forward_hook(disturb):
+            loss = loss + super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Strict F1 of entities and relations on dev, and their mean, each in [0, 1]."""
         model = self.accelerator.unwrap_model(self.model)
@@ -100,6 +125,13 @@ def learning_rate(name: str, training: TrainingConfig, layers: int) -> float:
     number = re.search(r"\.layers?\.(\d+)\.", name)
     depth = int(number[1]) + 1 if number else 0  # what is in no layer is below all: the embeddings
     return training.encoder_learning_rate * training.layer_decay ** (layers - depth)
+
+
+def adversarial_change(embeddings: Tensor, size: float) -> Tensor:
+    """What raises the loss most, by its gradient, if added to word embeddings [B, S, H]: `size` long in each window."""
+    assert embeddings.grad is not None
+    direction = F.normalize(embeddings.grad.flatten(1), dim=1, eps=torch.finfo(embeddings.grad.dtype).tiny)
+    return size * direction.view_as(embeddings)
 
 
 def divergence(first: RasidOutput, second: RasidOutput, real: Tensor) -> Tensor:
@@ -270,5 +302,6 @@ def _take_average(
 
 def save_checkpoint(model: RasidModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a checkpoint: config, safetensors weights, tokenizer."""
+    model.config.settings = model.model_settings().model_dump(mode="json")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

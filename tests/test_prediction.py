@@ -1,15 +1,16 @@
 """Batches: one line per article, in order; whatever happens to one is told and does not touch the others."""
 
-import io
 import json
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import count
 
 import pytest
 
+from rasid.documents import Document
 from rasid.errors import DataError
 from rasid.inference import Extractor
-from rasid.prediction import Summary, predict
-from rasid.reading import Source
+from rasid.parallel import ordered_map
+from rasid.prediction import AHEAD, Outcome, Summary, predict
 from rasid.records import Article, Entity, Relation, parse_article
 from rasid.settings import shipped_model
 
@@ -19,7 +20,7 @@ class Scripted:
 
     threads = 1
 
-    def __call__(self, text: str, *, id: str = "") -> Article:
+    def __call__(self, text: str, *, id: str = "", max_seconds: float | None = None) -> Article:
         if text == "refuse":
             raise DataError("cannot take this text")
         if text == "crash":
@@ -37,20 +38,35 @@ class Scripted:
         return Article(id=id, text=text, entities=entities, relations=relations)
 
 
-def run(*articles: str | DataError, extractor=None) -> tuple[Summary, list[Article], list[dict], int]:
-    """What a batch returns, writes to both files, and how often it told its progress."""
-    out, errors, steps = io.StringIO(), io.StringIO(), []
-    sources = [(Source(Path(f"in/{n}.txt"), f"{n}.txt"), text) for n, text in enumerate(articles)]
-    summary = predict(extractor or Scripted(), sources, out, errors, lambda: steps.append(1))
-    records = [parse_article(line, "out") for line in out.getvalue().splitlines()]
-    return summary, records, [json.loads(line) for line in errors.getvalue().splitlines()], len(steps)
+def documents(*articles: str | DataError) -> Iterator[Document]:
+    for n, text in enumerate(articles):
+        if isinstance(text, DataError):
+            yield Document(f"in/{n}.txt", f"{n}.txt", None, str(text))
+        else:
+            yield Document(f"in/{n}.txt", f"{n}.txt", text, meta={"n": n})
+
+
+def run(*articles: str | DataError, extractor=None) -> tuple[Summary, list[Article], list[dict], list[Outcome]]:
+    """What a batch comes to, its records, its errors, and all outcomes in order."""
+    summary, outcomes = Summary(), []
+
+    def write(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        summary.add(outcome)
+
+    summary.seconds = predict(extractor or Scripted(), documents(*articles), write)
+    assert all(o.line.endswith("\n") and o.line.count("\n") == 1 for o in outcomes)
+    records = [parse_article(o.line, "out") for o in outcomes if o.record]
+    assert records == [o.record for o in outcomes if o.record]
+    return summary, records, [json.loads(o.line) for o in outcomes if not o.record], outcomes
 
 
 def test_good_articles():
-    summary, records, errors, steps = run("قسد في حلب", "قسد", "لا شيء")
+    summary, records, errors, outcomes = run("قسد في حلب", "قسد", "لا شيء")
     assert [r.id for r in records] == ["0.txt", "1.txt", "2.txt"]
+    assert [r.meta for r in records] == [{"n": 0}, {"n": 1}, {"n": 2}]
     assert [len(r.entities) for r in records] == [2, 1, 0]
-    assert errors == [] and steps == 3
+    assert errors == [] and len(outcomes) == 3
     assert (summary.articles, summary.failed, summary.characters) == (3, 0, 10 + 3 + 6)
     assert summary.entities == {"UNIT": 2, "PLACE": 1}
     assert summary.relations == {"AT": 1}
@@ -59,17 +75,19 @@ def test_good_articles():
 
 def test_bad_articles_among_good_ones():
     texts = ["قسد", DataError("empty: holds no text"), "refuse", "حلب", "crash", "memory", "قسد حلب"]
-    summary, records, errors, steps = run(*texts)
+    summary, records, errors, outcomes = run(*texts)
     assert [r.id for r in records] == ["0.txt", "3.txt", "6.txt"]
+    assert [o.record is None for o in outcomes] == [False, True, True, False, True, True, False]
     assert [e["path"] for e in errors] == ["in/1.txt", "in/2.txt", "in/4.txt", "in/5.txt"]
+    assert [e["id"] for e in errors] == ["1.txt", "2.txt", "4.txt", "5.txt"]
     assert [e["reason"] for e in errors] == [
         "empty: holds no text",
         "cannot take this text",
         "ValueError: two\nlines \\ud800",
         "MemoryError: ",
     ]
-    assert all(set(e) == {"path", "reason"} for e in errors)
-    assert (summary.articles, summary.failed, steps) == (3, 4, 7)
+    assert all(set(e) == {"path", "id", "reason"} for e in errors)
+    assert (summary.articles, summary.failed) == (3, 4)
     assert records == run("قسد", "", "", "حلب", "", "", "قسد حلب")[1][::3]  # the same as without the bad ones
 
 
@@ -80,22 +98,23 @@ def test_an_unexpected_failure_is_logged_with_its_path(caplog):
 
 
 def test_no_articles():
-    summary, records, errors, steps = run()
-    assert (records, errors, steps) == ([], [], 0)
+    summary, records, errors, outcomes = run()
+    assert (records, errors, outcomes) == ([], [], [])
     assert (summary.articles, summary.failed) == (0, 0)
 
 
-def test_each_line_is_written_as_soon_as_it_is_done():
-    class Flushed(io.StringIO):
-        seen = ""
+def test_no_more_is_read_ahead_than_is_needed():
+    taken: list[int] = []
 
-        def flush(self):
-            self.seen = self.getvalue()
+    def endless() -> Iterator[int]:
+        for n in count():
+            taken.append(n)
+            yield n
 
-    out, errors, counts = Flushed(), Flushed(), []
-    articles = [(Source(Path("a"), "a"), text) for text in ("قسد", "refuse", "حلب")]
-    predict(Scripted(), articles, out, errors, lambda: counts.append((out.seen.count("\n"), errors.seen.count("\n"))))
-    assert counts == [(1, 0), (1, 1), (2, 1)]
+    results = ordered_map(lambda n: n, endless(), 2, 2 * AHEAD)
+    assert next(results) == 0
+    assert len(taken) == 2 * AHEAD + 1
+    results.close()
 
 
 def test_an_interrupt_is_none_of_an_articles_failures():
@@ -103,10 +122,14 @@ def test_an_interrupt_is_none_of_an_articles_failures():
         run("قسد", "stop", "حلب")
 
 
-def test_a_path_that_is_not_utf_8():
-    out, errors = io.StringIO(), io.StringIO()
-    predict(Scripted(), [(Source(Path("caf\udce9.txt"), "x"), "refuse")], out, errors)
-    assert json.loads(errors.getvalue().encode("utf-8"))["path"] == "caf\\udce9.txt"
+def test_a_summary_outlasts_a_process():
+    summary = run("قسد في حلب", "refuse")[0]
+    again = Summary.from_dict(json.loads(json.dumps(summary.to_dict())))
+    assert again == summary
+    again.add(Outcome("x"))
+    assert again.failed == 2
+    with pytest.raises(TypeError):
+        Summary.from_dict({"pages": 3})
 
 
 def test_the_shipped_model_refuses_what_it_cannot_write():
@@ -115,3 +138,10 @@ def test_the_shipped_model_refuses_what_it_cannot_write():
     assert [r.id for r in records] == ["0.txt", "2.txt"]
     assert errors[0]["reason"].startswith("lone surrogate U+DCFF at character 0")
     assert summary.failed == 1
+
+
+def test_an_article_that_takes_too_long():
+    extractor = Extractor.load(shipped_model(), threads=1)
+    outcomes: list[Outcome] = []
+    predict(extractor, documents("قسد في حلب"), outcomes.append, max_seconds=0.0)
+    assert "took over 0 seconds for 10 characters; allow more time" in json.loads(outcomes[0].line)["reason"]

@@ -9,7 +9,7 @@ import pytest
 
 from rasid.base import describe_base
 from rasid.card import format_score, render_card
-from rasid.config import load_config
+from rasid.config import DistillationConfig, RunConfig, load_config
 from rasid.errors import ConfigError, DataError
 from rasid.evaluation import Evaluation, evaluate
 from rasid.inference import Extractor
@@ -203,13 +203,26 @@ def test_card_has_the_header_of_model_hubs(card: str) -> None:
 
 
 def test_card_of_another_name_and_base(results: dict[str, Evaluation], metrics: dict[str, Any]) -> None:
-    from rasid.config import RunConfig
-
     facts = metrics["training"] | {"base": describe_base("owner/model")}
     text = render_card(RunConfig(name="mine", base="owner/model"), results, facts, 1)
     assert "# mine\n" in text
     assert "- **Base**: `owner/model`.\n" in text
     assert "e5" not in text
+
+
+def test_card_tells_of_the_teachers(results: dict[str, Evaluation], metrics: dict[str, Any]) -> None:
+    told = DistillationConfig(teachers=(Path("runs/a"), Path("runs/b")), corpus=(Path("raw.txt"),), paragraphs=3600)
+    config = RunConfig(start=Path("runs/a/torch"), distillation=told)
+    card = render_card(config, results, metrics["training"], 1)
+    (line,) = re.findall(r"^- \*\*Distilled\*\*(?:.|\n  )*", card, re.MULTILINE)
+    for words in (
+        "2 models (runs/a, runs/b)",
+        "3,600 paragraphs of raw news",
+        "(raw.txt)",
+        "it starts from runs/a/torch.",
+    ):
+        assert words in line
+    assert "**Distilled**" not in render_card(RunConfig(), results, metrics["training"], 1)
 
 
 @pytest.mark.parametrize(

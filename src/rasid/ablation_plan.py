@@ -120,7 +120,7 @@ def plan(
             if run.config.model_copy(update={"output": baseline.folder}) == baseline.config:
                 raise ConfigError(f"{file}: changes nothing of {base}; leave it out, or give it other values")
         runs += [baseline, *others]
-    if foreign := [problem for run in runs if (problem := _foreign_run(run))]:
+    if foreign := [problem for run in runs if (problem := foreign_run(run))]:
         raise ConfigError("\n".join(foreign))
     return rows, runs
 
@@ -160,7 +160,7 @@ def _dotlist(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in values.items()]
 
 
-def _foreign_run(run: Run) -> str | None:
+def foreign_run(run: Run) -> str | None:
     """What to do about a folder that holds a run of another config; None if it does not."""
     record = run.folder / CONFIG_FILE
     if not record.is_file():

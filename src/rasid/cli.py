@@ -1,10 +1,9 @@
 """The command line. It owns the output and the log handlers; every command is a thin call of the library."""
 
-import io
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +11,9 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rasid import base_cli, data_cli
+from rasid import base_cli, data_cli, predict_cli
 from rasid.errors import ConfigError, RasidError
-from rasid.prediction import Summary
-from rasid.reading import Source
 
 USAGE_ERROR = 2
 
@@ -50,49 +46,7 @@ def _main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log wha
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
 
 
-@app.command()
-def predict(
-    inputs: Annotated[
-        list[str], typer.Argument(help="Folders (.txt files, recursively), files, or - for standard input.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSONL file to write; standard output by default.")
-    ] = None,
-    errors: Annotated[
-        Path | None, typer.Option(help="Error file; errors.jsonl beside --out by default, or standard error.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Exported model; the shipped one by default.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Articles read at once; as many as processors by default.")
-    ] = None,
-) -> None:
-    """Extract entities and relations from articles. Exit status 1 if an article could not be read."""
-    from rasid.inference import Extractor
-    from rasid.prediction import predict as run
-    from rasid.reading import find_sources, read_sources
-
-    if "-" in inputs and len(inputs) > 1:
-        raise ConfigError("- (standard input) goes alone; give either - or paths")
-    sources = [] if inputs == ["-"] else find_sources(Path(i) for i in inputs)
-    errors = errors or (out.parent / "errors.jsonl" if out else None)
-    _check_targets([p for p in (out, errors) if p], [s.path for s in sources])
-    extractor = Extractor.load(model, threads=threads)
-    with ExitStack() as files:
-        target = files.enter_context(_create(out)) if out else files.enter_context(_standard_output())
-        log = files.enter_context(_create(errors)) if errors else sys.stderr
-        if not sources:
-            summary = run(extractor, [_standard_input()], target, log)
-        else:
-            with _progress() as progress:
-                task = progress.add_task("articles", total=len(sources))
-                summary = run(extractor, read_sources(sources), target, log, lambda: progress.advance(task))
-    _print_summary(summary, out, errors)
-    if summary.failed:
-        raise typer.Exit(1)
-    if errors and errors.is_file():  # not a device such as /dev/null
-        errors.unlink()
+app.command()(predict_cli.predict)
 
 
 @app.command()
@@ -154,6 +108,26 @@ def ablate(
 
 
 @app.command()
+def countries(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/compact.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as training.epochs=3.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each with its share of the processors.")] = 1,
+    least: Annotated[int, typer.Option(min=1, help="Fewest articles of a group; smaller countries are joined.")] = 40,
+    output: Annotated[Path, typer.Option(help="Folder of the runs and the table.")] = Path("runs/countries"),
+) -> None:
+    """Train without the articles about one country, score on them alone, and so on. Exit status 1 if a run failed."""
+    with _training_extra():
+        from rasid.countries import leave_out
+    logging.getLogger("rasid").setLevel(logging.INFO)
+    study = leave_out(config, overrides or (), jobs=jobs, output=output, least=least)
+    typer.echo(study.table.read_text(encoding="utf-8"), nl=False)
+    stderr.print(f"table: {study.table}", soft_wrap=True, highlight=False)
+    if study.failed:
+        stderr.print(f"[red]{len(study.failed)} of {len(study.folds)} runs failed[/]", highlight=False)
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model folder, exported or torch.")],
     data: Annotated[Path, typer.Argument(help="Annotated articles, JSONL.")],
@@ -210,71 +184,6 @@ def _training_extra() -> Iterator[None]:
         raise ConfigError(
             f"this command needs the training extra ({error.name} is missing): pip install 'rasid[train]'"
         ) from error
-
-
-@contextmanager
-def _create(path: Path) -> Iterator[Any]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}; choose another place") from error
-    with file:
-        yield file
-
-
-def _check_targets(targets: list[Path], sources: list[Path]) -> None:
-    """Refuse to write over an article, or both outputs to one file, before anything is lost."""
-    places = [p.resolve() for p in targets]
-    if len(set(places)) < len(places):
-        raise ConfigError(f"{targets[0]}: is to take both the results and the errors; give --errors another file")
-    articles = {p.resolve() for p in sources}
-    for target, place in zip(targets, places, strict=True):
-        if place in articles:
-            raise ConfigError(f"{target}: is itself one of the articles to read; give another file to write to")
-
-
-@contextmanager
-def _standard_output() -> Iterator[Any]:
-    stream = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="\n")
-    try:
-        yield stream
-        stream.flush()
-    finally:
-        stream.detach()  # standard output itself stays open
-
-
-def _standard_input() -> tuple[Source, Any]:
-    from rasid.errors import DataError
-    from rasid.reading import read_stream
-
-    source = Source(Path("-"), "-")
-    try:
-        return source, read_stream(sys.stdin.buffer)
-    except DataError as error:
-        return source, error
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=stderr, transient=True)
-
-
-def _print_summary(summary: Summary, out: Path | None, errors: Path | None) -> None:
-    def line(counts: dict[str, int]) -> str:
-        return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
-
-    rate = summary.articles / summary.seconds if summary.seconds else 0.0
-    stderr.print(
-        f"articles: {summary.articles:,} in {summary.seconds:.1f} s ({rate:,.1f} per second)",
-        highlight=False,
-    )
-    stderr.print(f"{summary.entities.total():,} entities: {line(summary.entities)}", soft_wrap=True, highlight=False)
-    stderr.print(f"{summary.relations.total():,} relations: {line(summary.relations)}", soft_wrap=True, highlight=False)
-    if out:
-        stderr.print(f"results: {out}", soft_wrap=True, highlight=False)
-    if summary.failed:
-        stderr.print(f"[red]{summary.failed:,} not read[/], see {errors or 'above'}", soft_wrap=True, highlight=False)
 
 
 def train_script() -> None:

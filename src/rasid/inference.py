@@ -1,5 +1,6 @@
 """The extractor: text in, entities and relations out, on numpy and ONNX Runtime alone."""
 
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -120,12 +121,18 @@ class Extractor:
         """The types that the model knows."""
         return self.settings.ontology
 
-    def __call__(self, text: str, *, id: str = "") -> Article:
+    def __call__(self, text: str, *, id: str = "", max_seconds: float | None = None) -> Article:
         """Entities and relations of one text, of any length.
 
+        Args:
+            text: What to read.
+            id: Of the record.
+            max_seconds: When to give up; looked at between windows.
+
         Raises:
-            DataError: if the text holds a lone surrogate.
+            DataError: if the text holds a lone surrogate, or takes too long.
         """
+        began = time.monotonic()
         entities: list[Entity] = []
         relations: list[Relation] = []
         for section in self.encoder.encode(check_text(text)).sections():
@@ -133,13 +140,22 @@ class Extractor:
             proclitic_logits = np.zeros((len(section.words), self.settings.max_proclitic + 1), dtype=np.float32)
             states: list[Floats] = []
             for window in section.windows:
+                if max_seconds is not None and time.monotonic() - began > max_seconds:
+                    raise DataError(f"took over {max_seconds:g} seconds for {len(text):,} characters; allow more time")
                 tags, proclitics, window_states = self.backend.encode(window.input_ids, window.word_pieces)
                 start, stop = window.core
                 core = slice(start - window.words[0], stop - window.words[0])
                 tag_logits[start:stop], proclitic_logits[start:stop] = tags[core], proclitics[core]
                 states.append(window_states)
             spans, found = decode_entities(
-                text, section.words, section.paragraphs, tag_logits, proclitic_logits, self.ontology, len(entities) + 1
+                text,
+                section.words,
+                section.paragraphs,
+                tag_logits,
+                proclitic_logits,
+                self.ontology,
+                len(entities) + 1,
+                self.settings.transitions,
             )
             relations += self._relate(found, spans, section, states)
             entities += found

@@ -15,7 +15,7 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int | None = None) -> Iterator[R]:
     """`map(function, items)` on several threads: the same results in the same order.
 
     Items are taken from the iterable in the caller's thread, a few ahead of the results and never more, so that memory
@@ -25,6 +25,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
         function: Must be safe to call from several threads, and leave the interpreter lock most of the time.
         items: What to work on.
         threads: How many at once; with 1, everything happens in the caller's thread.
+        ahead: Most items taken before the first of their results is; twice the threads by default.
     """
     if threads == 1:
         yield from map(function, items)
@@ -34,7 +35,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > 2 * threads:
+                if len(pending) > (ahead or 2 * threads):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

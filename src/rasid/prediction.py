@@ -1,19 +1,35 @@
-"""Batch prediction: many articles in, one JSON line each out; a bad one costs a line in the error file."""
+"""Batch prediction: many articles in, one JSON line each out; a bad one costs a line among the errors."""
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Any, Self
 
+from rasid.documents import Document
 from rasid.errors import DataError, RasidError
 from rasid.inference import Extractor
 from rasid.parallel import ordered_map
-from rasid.reading import Source, printable
 from rasid.records import Article, to_json_line
+from rasid.sources import printable
 
 logger = logging.getLogger(__name__)
+
+AHEAD = 16  # documents read ahead per thread, so that a long one does not leave the other threads without work
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one document.
+
+    Attributes:
+        line: JSON line: the record, or `{"path", "id", "reason"}` where there is none.
+        record: The article with what was found in it; None if it could not be read.
+    """
+
+    line: str
+    record: Article | None = None
 
 
 @dataclass
@@ -36,52 +52,61 @@ class Summary:
     entities: Counter[str] = field(default_factory=Counter)
     relations: Counter[str] = field(default_factory=Counter)
 
+    def add(self, outcome: Outcome) -> None:
+        """Count one outcome."""
+        if outcome.record is None:
+            self.failed += 1
+            return
+        self.articles += 1
+        self.characters += len(outcome.record.text)
+        self.entities.update(e.type for e in outcome.record.entities)
+        self.relations.update(r.type for r in outcome.record.relations)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return vars(self) | {"entities": dict(self.entities), "relations": dict(self.relations)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`; TypeError for other keys."""
+        counts = {name: Counter(values.get(name, {})) for name in ("entities", "relations")}
+        return cls(**values | counts)
+
 
 def predict(
     extractor: Extractor,
-    articles: Iterable[tuple[Source, str | DataError]],
-    out: TextIO,
-    errors: TextIO,
-    advance: Callable[[], None] = lambda: None,
-) -> Summary:
-    """Extract from each article and write its record, in order, as soon as it is done.
+    documents: Iterable[Document],
+    write: Callable[[Outcome], None],
+    max_seconds: float | None = None,
+) -> float:
+    """Extract from each document and pass on what comes of it, in order, as soon as it is done.
 
     Args:
         extractor: The model.
-        articles: Sources with their text, or with why they have none.
-        out: Gets one record per readable article.
-        errors: Gets one object `{"path", "reason"}` per article that failed, whatever the failure.
-        advance: Called after each article.
+        documents: Articles with their text, or with why they have none.
+        write: Called once for each document, whatever happened to it.
+        max_seconds: Longest time for one article.
+
+    Returns:
+        Wall-clock seconds.
     """
-    summary, began = Summary(), time.perf_counter()
+    began = time.perf_counter()
 
-    def read(item: tuple[Source, str | DataError]) -> tuple[Source, Article | Exception, str]:
-        source, text = item
+    def read(document: Document) -> Outcome:
         try:
-            if isinstance(text, DataError):
-                raise text
-            record = extractor(text, id=source.id)
-            return source, record, record.to_json() + "\n"
+            if document.text is None:
+                raise DataError(document.problem or "no text")
+            article = extractor(document.text, id=document.id, max_seconds=max_seconds)
+            article = article.model_copy(update={"meta": document.meta})
+            return Outcome(article.to_json() + "\n", article)
         except Exception as error:  # whatever one article does to us, the others are still to be read
-            return source, error, ""
+            reason = str(error)
+            if not isinstance(error, RasidError):
+                logger.error("%s: unexpected failure", document.source, exc_info=error)
+                reason = f"{type(error).__name__}: {error}"
+            entry = {"path": document.source, "id": document.id, "reason": printable(reason)}
+            return Outcome(to_json_line(entry))
 
-    for source, result, line in ordered_map(read, articles, extractor.threads):
-        if isinstance(result, Exception):
-            reason = str(result)
-            if not isinstance(result, RasidError):
-                logger.error("%s: unexpected failure", source.path, exc_info=result)
-                reason = f"{type(result).__name__}: {result}"
-            entry = {"path": printable(source.path.as_posix()), "reason": printable(reason)}
-            errors.write(to_json_line(entry))
-            errors.flush()
-            summary.failed += 1
-        else:
-            out.write(line)
-            out.flush()
-            summary.articles += 1
-            summary.characters += len(result.text)
-            summary.entities.update(e.type for e in result.entities)
-            summary.relations.update(r.type for r in result.relations)
-        advance()
-    summary.seconds = time.perf_counter() - began
-    return summary
+    for outcome in ordered_map(read, documents, extractor.threads, AHEAD * extractor.threads):
+        write(outcome)
+    return time.perf_counter() - began

@@ -68,6 +68,7 @@ def ids(path: Path) -> list[str]:
 def result(place: Path, **options: Any) -> tuple[bytes, bytes | None]:
     """Put the outputs in their place, and what they hold then."""
     with begin(place) as journal:
+        assert len(list(journal.sources())) in (0, len(SOURCES))
         work(journal)
         out, errors = place.with_name("out.jsonl"), place.with_name("errors.jsonl")
         journal.place(out, errors, **options)

@@ -145,7 +145,9 @@ class Journal:
         return file
 
     def sources(self) -> Iterator[Source]:
-        """All sources, in order."""
+        """All sources, in order; none if all are done."""
+        if self.progress.complete:
+            return
         with (self.folder / SOURCES).open(encoding="ascii") as lines:
             for line in lines:
                 path, id, problem = json.loads(line)

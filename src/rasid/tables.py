@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # A batch is a row group of Parquet and a step of filling a database. Where it ends depends on the records alone.
 _BATCH_ROWS = 1_024
-_BATCH_BYTES = 8_000_000  # of JSON
-_DUCKDB_LIMITS: dict[str, str | bool | int | float | list[str]] = {"memory_limit": "100MB", "threads": 1}
+_BATCH_BYTES = 4_000_000  # of JSON
+_DUCKDB_LIMITS: dict[str, str | bool | int | float | list[str]] = {"memory_limit": "64MB", "threads": 1}
 _TABLES = """
     CREATE TABLE IF NOT EXISTS articles (article BIGINT PRIMARY KEY, id VARCHAR, text VARCHAR, meta JSON);
     CREATE TABLE IF NOT EXISTS entities (
@@ -33,17 +33,6 @@ _COLUMNS = """
     SELECT table_name, column_name, data_type FROM duckdb_columns()
     WHERE database_name = current_database() AND schema_name = 'main' ORDER BY table_name, column_index
 """
-_INSERTS = (
-    "INSERT INTO articles BY NAME SELECT article, id, text, meta FROM rasid_batch",
-    "INSERT INTO entities BY NAME SELECT article, unnest(entities, max_depth := 2) FROM rasid_batch",
-    """
-    INSERT INTO relations BY NAME SELECT
-        article, r.type, r.head, r.tail, r.score,
-        list_filter(entities, lambda e: e.id = r.head)[1].text AS head_text,
-        list_filter(entities, lambda e: e.id = r.tail)[1].text AS tail_text
-    FROM (SELECT article, entities, unnest(relations) AS r FROM rasid_batch)
-    """,
-)
 
 
 def write_parquet(records: Path, old: Path | None, new: Path) -> None:
@@ -53,14 +42,17 @@ def write_parquet(records: Path, old: Path | None, new: Path) -> None:
         ConfigError: if the older file is damaged or holds something else.
         DataError: if a line of `records` is no record.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = _schema()
     # Statistics of texts help no query, and make the footer, which is held in memory, grow.
-    with new.open("wb") as out, pq.ParquetWriter(out, _schema(), compression="zstd", write_statistics=False) as writer:
+    with new.open("wb") as out, pq.ParquetWriter(out, schema, compression="zstd", write_statistics=False) as writer:
         for batch in _row_groups(old) if old else ():
             writer.write_batch(batch)
-        for batch in _batches(records):
-            writer.write_batch(batch)
+        for articles in _batches(records):
+            rows = [article.model_dump() | {"meta": _meta(article)} for article in articles]
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
 
 
 def write_duckdb(records: Path, old: Path | None, new: Path) -> None:
@@ -74,7 +66,6 @@ def write_duckdb(records: Path, old: Path | None, new: Path) -> None:
         OSError: if DuckDB fails, as on a full disk.
     """
     import duckdb
-    import pyarrow as pa
 
     if old:
         shutil.copyfile(old, new)
@@ -84,10 +75,9 @@ def write_duckdb(records: Path, old: Path | None, new: Path) -> None:
             if missing := _create_tables(database):
                 raise ConfigError(f"{old}: its tables lack {', '.join(missing)}; write to another file")
             (last,) = database.sql("SELECT coalesce(max(article), 0) FROM articles").fetchall()[0]
-            for batch in _batches(records):
-                numbers = pa.array(range(last + 1, last + 1 + len(batch)), pa.int64())
-                _insert(database, pa.Table.from_batches([batch]).append_column("article", numbers))
-                last += len(batch)
+            for articles in _batches(records):
+                _insert(database, articles, first=last + 1)
+                last += len(articles)
             database.commit()
             database.execute("CHECKPOINT")  # closing does so too, but says nothing if it fails
     except duckdb.Error as error:
@@ -122,29 +112,46 @@ def _create_tables(database: "duckdb.DuckDBPyConnection") -> list[str]:
     return [f"{table}.{column} ({kind})" for table, column, kind in expected if (table, column, kind) not in found]
 
 
-def _insert(database: "duckdb.DuckDBPyConnection", rasid_batch: "pa.Table") -> None:
-    """Add numbered articles. DuckDB finds the batch by this name; one that is registered is held until the commit."""
-    for insert in _INSERTS:
-        database.execute(insert)
-
-
-def _batches(records: Path) -> Iterator["pa.RecordBatch"]:
+def _insert(database: "duckdb.DuckDBPyConnection", articles: Sequence[Article], first: int) -> None:
+    """Add articles, numbered from `first`."""
     import pyarrow as pa
 
-    schema, rows, size = _schema(), list[dict[str, Any]](), 0
+    rows: dict[str, list[dict[str, Any]]] = {"articles": [], "entities": [], "relations": []}
+    for number, article in enumerate(articles, start=first):
+        texts = {e.id: e.text for e in article.entities}
+        rows["articles"].append({"article": number, "id": article.id, "text": article.text, "meta": _meta(article)})
+        for entity in article.entities:
+            rows["entities"].append({"article": number} | dict(entity))
+        for relation in article.relations:
+            ends = {"head_text": texts.get(relation.head), "tail_text": texts.get(relation.tail)}
+            rows["relations"].append({"article": number} | dict(relation) | ends)
+    for table, schema in _table_schemas().items():
+        _append(database, table, pa.Table.from_pylist(rows[table], schema=schema))
+
+
+def _append(database: "duckdb.DuckDBPyConnection", table: str, rasid_rows: "pa.Table") -> None:
+    """Add rows to a table. DuckDB finds them by the parameter's name; registered, they would be held until the commit."""
+    database.execute(f"INSERT INTO {table} BY NAME FROM rasid_rows")
+
+
+def _batches(records: Path) -> Iterator[list[Article]]:
+    batch, size = list[Article](), 0
     with records.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                article = Article.model_validate_json(line)
+                batch.append(Article.model_validate_json(line))
             except ValidationError as error:
                 raise DataError(f"{records}:{number}: not an article record: {describe(error)}") from error
-            rows.append(article.model_dump() | {"meta": json.dumps(article.meta, ensure_ascii=False)})
             size += len(line)
-            if len(rows) == _BATCH_ROWS or size >= _BATCH_BYTES:
-                yield pa.RecordBatch.from_pylist(rows, schema=schema)
-                rows, size = [], 0
-    if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+            if len(batch) == _BATCH_ROWS or size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _meta(article: Article) -> str:
+    return json.dumps(article.meta, ensure_ascii=False)
 
 
 def _row_groups(old: Path) -> Iterator["pa.RecordBatch"]:
@@ -169,16 +176,34 @@ def _row_groups(old: Path) -> Iterator["pa.RecordBatch"]:
 
 
 def _schema() -> "pa.Schema":
+    """Columns of a Parquet file."""
+    import pyarrow as pa
+
+    entity, relation = _parts()
+    texts = {name: pa.string() for name in ("id", "text", "meta")}
+    return pa.schema(texts | {"entities": pa.list_(pa.struct(entity)), "relations": pa.list_(pa.struct(relation))})
+
+
+def _table_schemas() -> "dict[str, pa.Schema]":
+    """Columns of what goes into each table of a database."""
+    import pyarrow as pa
+
+    number, text = {"article": pa.int64()}, pa.string()
+    entity, relation = _parts()
+    return {
+        "articles": pa.schema(number | {"id": text, "text": text, "meta": text}),
+        "entities": pa.schema(number | entity),
+        "relations": pa.schema(number | relation | {"head_text": text, "tail_text": text}),
+    }
+
+
+def _parts() -> "tuple[dict[str, pa.DataType], dict[str, pa.DataType]]":
+    """Fields of an entity and of a relation."""
     import pyarrow as pa
 
     text, position, score = pa.string(), pa.int32(), pa.float64()
     entity = {"id": text, "type": text, "start": position, "end": position, "text": text, "score": score}
-    relation = {"type": text, "head": text, "tail": text, "score": score}
-    lists = {
-        "entities": pa.list_(pa.struct(entity | {"normalized": text})),
-        "relations": pa.list_(pa.struct(relation)),
-    }
-    return pa.schema({"id": text, "text": text, "meta": text} | lists)
+    return entity | {"normalized": text}, {"type": text, "head": text, "tail": text, "score": score}
 
 
 def _first_line(error: Exception) -> str:

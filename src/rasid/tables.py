@@ -66,7 +66,9 @@ def write_duckdb(records: Path, old: Path | None, new: Path) -> None:
         OSError: if DuckDB fails, as on a full disk.
     """
     import duckdb
+    import pyarrow as pa
 
+    schemas = _table_schemas()
     if old:
         shutil.copyfile(old, new)
     try:
@@ -76,7 +78,8 @@ def write_duckdb(records: Path, old: Path | None, new: Path) -> None:
                 raise ConfigError(f"{old}: its tables lack {', '.join(missing)}; write to another file")
             (last,) = database.sql("SELECT coalesce(max(article), 0) FROM articles").fetchall()[0]
             for articles in _batches(records):
-                _insert(database, articles, first=last + 1)
+                for table, rows in _table_rows(articles, first=last + 1).items():
+                    _append(database, table, pa.Table.from_pylist(rows, schema=schemas[table]))
                 last += len(articles)
             database.commit()
             database.execute("CHECKPOINT")  # closing does so too, but says nothing if it fails
@@ -112,10 +115,8 @@ def _create_tables(database: "duckdb.DuckDBPyConnection") -> list[str]:
     return [f"{table}.{column} ({kind})" for table, column, kind in expected if (table, column, kind) not in found]
 
 
-def _insert(database: "duckdb.DuckDBPyConnection", articles: Sequence[Article], first: int) -> None:
-    """Add articles, numbered from `first`."""
-    import pyarrow as pa
-
+def _table_rows(articles: Sequence[Article], first: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows that articles, numbered from `first`, make in each table of a database."""
     rows: dict[str, list[dict[str, Any]]] = {"articles": [], "entities": [], "relations": []}
     for number, article in enumerate(articles, start=first):
         texts = {e.id: e.text for e in article.entities}
@@ -125,12 +126,11 @@ def _insert(database: "duckdb.DuckDBPyConnection", articles: Sequence[Article], 
         for relation in article.relations:
             ends = {"head_text": texts.get(relation.head), "tail_text": texts.get(relation.tail)}
             rows["relations"].append({"article": number} | dict(relation) | ends)
-    for table, schema in _table_schemas().items():
-        _append(database, table, pa.Table.from_pylist(rows[table], schema=schema))
+    return rows
 
 
 def _append(database: "duckdb.DuckDBPyConnection", table: str, rasid_rows: "pa.Table") -> None:
-    """Add rows to a table. DuckDB finds them by the parameter's name; registered, they would be held until the commit."""
+    """Add rows to a table. DuckDB finds them by the parameter's name; registered, they would be kept till the commit."""
     database.execute(f"INSERT INTO {table} BY NAME FROM rasid_rows")
 
 

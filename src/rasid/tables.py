@@ -130,7 +130,7 @@ def _table_rows(articles: Sequence[Article], first: int) -> dict[str, list[dict[
 
 
 def _append(database: "duckdb.DuckDBPyConnection", table: str, rasid_rows: "pa.Table") -> None:
-    """Add rows to a table. DuckDB finds them by the parameter's name; registered, they would be kept till the commit."""
+    """Add rows, which DuckDB finds by the parameter's name; registered, they would be kept until the commit."""
     database.execute(f"INSERT INTO {table} BY NAME FROM rasid_rows")
 
 

@@ -1,6 +1,5 @@
 """`rasid predict`: articles of any common form in, records out."""
 
-import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Annotated, cast
+from typing import IO, Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -161,9 +160,9 @@ def _stream(
 
 
 @contextmanager
-def _writer(path: Path | None, standard: IO[str]) -> Iterator[IO[bytes]]:
+def _writer(path: Path | None, standard: TextIO) -> Iterator[IO[bytes]]:
     if path is None:
-        yield standard.buffer if hasattr(standard, "buffer") else cast(IO[bytes], io.BytesIO())
+        yield standard.buffer
         return
     try:
         file = path.open("wb")

@@ -277,3 +277,27 @@ def test_without_errors_the_file_of_an_earlier_batch_goes_away(tmp_path: Path) -
         work(journal)
         journal.place(tmp_path / "out.jsonl", tmp_path / "errors.jsonl")
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_database_with_a_log_is_sound_afterwards(append: bool, tmp_path: Path) -> None:
+    """… also where a program left the log after the batch began; its rows are kept if records are appended."""
+    import subprocess
+    import sys
+
+    place, out = tmp_path / "out.duckdb.journal", tmp_path / "out.duckdb"
+    with begin(place) as journal:
+        work(journal)
+        kill = (
+            "import duckdb, os, sys; d = duckdb.connect(sys.argv[1]); d.sql('CREATE TABLE notes (x INT)'); "
+            "d.sql('CHECKPOINT'); d.sql('INSERT INTO notes VALUES (7)'); os._exit(1)"
+        )
+        subprocess.run([sys.executable, "-c", kill, str(out)], check=False)
+        assert out.with_name("out.duckdb.wal").exists()
+        journal.place(out, tmp_path / "errors.jsonl", append=append)
+    import duckdb
+
+    with duckdb.connect(out) as base:
+        assert base.sql("SELECT count(*) FROM articles").fetchall() == [(5,)]
+        if append:
+            assert base.sql("SELECT x FROM notes").fetchall() == [(7,)]

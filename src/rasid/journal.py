@@ -27,6 +27,7 @@ from rasid.errors import ConfigError
 from rasid.outputs import guess_format, write_output
 from rasid.prediction import Outcome, Summary
 from rasid.sources import Source
+from rasid.tables import settle_database
 
 SUFFIX = ".journal"
 SOURCES, ARTICLES, ERRORS, PROGRESS, LOCK = "sources.jsonl", "articles.jsonl", "errors.jsonl", "progress.json", "lock"
@@ -221,11 +222,9 @@ class Journal:
         self.save(complete=True)
         self.close()
         try:
-            form = guess_format(out)
-            keep = append or form == "duckdb"  # a database may hold other tables
-            self._place(self.articles, out, keep, lambda new: write_output(self.articles, new, form, append))
+            self._place(self.articles, out, lambda staged: self._make_output(staged, out, append))
             if self.summary.failed:
-                self._place(self.errors, errors, append, self._add_errors)
+                self._place(self.errors, errors, lambda staged: self._make_errors(staged, errors, append))
             elif not append and errors.is_file():  # of an earlier run, and no device such as /dev/null
                 errors.unlink()
             for name in (ERRORS, SOURCES, LOCK, PROGRESS):
@@ -234,21 +233,27 @@ class Journal:
         except OSError as error:
             raise self._cannot_write(out, error) from error
 
-    def _place(self, source: Path, target: Path, keep: bool, add: Callable[[Path], None]) -> None:
-        """Make the target's file in the journal, by `add`, and move it. `source` is there until that file is whole."""
+    def _place(self, source: Path, target: Path, make: Callable[[Path], None]) -> None:
+        """Make the target's file in the journal and move it. `source` is there until that file is whole."""
         staged = self.folder / f"staged-{target.name}"
         if source.exists():
             staged.unlink(missing_ok=True)
-            if keep and target.exists():
-                shutil.copyfile(target, staged)
-            add(staged)
+            make(staged)
             source.unlink()
         if staged.exists():
             staged.replace(target)
 
-    def _add_errors(self, staged: Path) -> None:
-        with staged.open("ab") as file, self.errors.open("rb") as lines:
-            shutil.copyfileobj(lines, file)
+    def _make_output(self, staged: Path, out: Path, append: bool) -> None:
+        form = guess_format(out)
+        write_output(self.articles, staged, form, append, old=out)
+        if form == "duckdb" and out.is_file() and out.stat().st_size:
+            settle_database(out)  # its log must not lie beside the new one
+
+    def _make_errors(self, staged: Path, errors: Path, append: bool) -> None:
+        with staged.open("wb") as file:
+            for path in (errors, self.errors) if append and errors.exists() else (self.errors,):
+                with path.open("rb") as lines:
+                    shutil.copyfileobj(lines, file)
             file.flush()
             os.fsync(file.fileno())
 

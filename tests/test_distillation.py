@@ -16,7 +16,7 @@ from rasid.checkpoint import create_model, load_checkpoint, load_torch_extractor
 from rasid.config import DistillationConfig, load_config
 from rasid.dataset import Collator, build_dataset, candidates
 from rasid.decoding import allowed_relations, log_softmax, sigmoid
-from rasid.distillation import EnsembleBackend, distil, load_teachers, soften, teach
+from rasid.distillation import EnsembleBackend, annotate, distil, load_teachers, soften, teach
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, DataError, ModelError
 from rasid.inference import Extractor
@@ -116,7 +116,7 @@ def test_targets_between_labels_and_teachers(weight: float, teacher: Extractor, 
     held = 0
     for before, after in zip(dataset, soft, strict=True):
         assert {k: after[k] for k in before} == before
-        tags, relations = teach(before, teacher)
+        tags, relations = teach(before, candidates(before, teacher.ontology)[0], teacher)
         labels = candidates(before, teacher.ontology)[1]
         assert tags.shape == (len(before["tags"]), len(teacher.ontology.tags))
         assert tags.sum(-1) == pytest.approx(1, abs=1e-5)
@@ -132,7 +132,7 @@ def test_targets_between_labels_and_teachers(weight: float, teacher: Extractor, 
 def test_teachers_say_what_they_say_in_inference(teacher: Extractor, articles: list[Article]) -> None:
     dataset, _ = build_dataset(articles, teacher.encoder, teacher.settings)
     for example, article in zip(dataset, articles, strict=True):
-        tags, relations = teach(example, teacher)
+        tags, relations = teach(example, candidates(example, teacher.ontology)[0], teacher)
         related = teacher.relate(article.model_copy(update={"relations": ()}))
         scores = [r.score for r in related.relations]
         types = np.array(example["entities"])[:, 2]
@@ -141,6 +141,28 @@ def test_teachers_say_what_they_say_in_inference(teacher: Extractor, articles: l
         assert [s for s in relations if s >= teacher.settings.thresholds[0]] == pytest.approx(scores, abs=1e-3)
         pieces = np.array(example["input_ids"]), np.array(example["word_pieces"])
         assert tags == pytest.approx(np.exp(log_softmax(teacher.backend.encode(*pieces)[0])), abs=1e-6)
+
+
+def test_raw_text_is_read_once(teacher: Extractor, articles: list[Article]) -> None:
+    """… with the targets that the teachers' annotation gets from a second reading."""
+    calls: list[bytes] = []
+
+    class Counting:
+        def encode(self, input_ids: Any, word_pieces: Any) -> Any:
+            calls.append(input_ids.tobytes())
+            return teacher.backend.encode(input_ids, word_pieces)
+
+        def relate(self, *arrays: Any) -> Any:
+            return teacher.backend.relate(*arrays)
+
+    texts = sorted({a.text for a in articles})
+    counting = Extractor(Counting(), teacher.encoder, teacher.settings)
+    found = annotate(texts, counting)
+    assert len(calls) == len(set(calls)) == len(texts)
+    twice = soften(build_dataset(teacher.pipe(texts), teacher.encoder, teacher.settings)[0], teacher, 1.0)
+    assert list(found) == list(twice)
+    with pytest.raises(DataError, match="holds no text"):
+        annotate(["\u200f"], teacher)
 
 
 def test_certain_targets_cost_what_labels_do(toy_run: Path, teacher: Extractor, articles: list[Article]) -> None:

@@ -56,7 +56,7 @@ class DevScores:
 def dev_scores(extractor: Extractor, articles: Sequence[Article]) -> DevScores:
     """Scores over annotated articles under the thresholds, out of `THRESHOLDS`, that suit relations best here."""
     settings = extractor.settings
-    trial = Extractor(_Remembering(extractor.backend), extractor.encoder, settings, extractor.threads)
+    trial = Extractor(RememberingBackend(extractor.backend), extractor.encoder, settings, extractor.threads)
     names = settings.ontology.relation_names
     counts: dict[float, dict[str, Score]] = {}
     entity_f1 = 0.0
@@ -99,7 +99,7 @@ def pooled_f1(scores: Iterable[Score]) -> float:
     return right / total if (total := right + sum(s.fp + s.fn for s in counted)) else 0.0
 
 
-class _Remembering:
+class RememberingBackend:
     """A backend that runs the network once for each input, since thresholds change only what is made of its answers."""
 
     def __init__(self, backend: Backend):

@@ -55,9 +55,18 @@ def build_dataset(
     """
     unpredictable = Unpredictable()
     rows = [row for article in articles for row in window_examples(article, encoder, settings, unpredictable)]
+    return to_dataset(rows), unpredictable
+
+
+def to_dataset(rows: list[Example]) -> Dataset:
+    """Examples as a dataset.
+
+    Raises:
+        DataError: if there are none.
+    """
     if not rows:
         raise DataError("the training corpus holds no text")
-    return Dataset.from_list(rows), unpredictable
+    return Dataset.from_list(rows)
 
 
 def window_examples(

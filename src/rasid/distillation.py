@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from rasid.calibration import RememberingBackend
 from rasid.config import DistillationConfig
-from rasid.dataset import Example, Unpredictable, build_dataset, candidates
+from rasid.dataset import Example, Unpredictable, build_dataset, candidates, to_dataset, window_examples
 from rasid.decoding import Floats, Ints, log_softmax, sigmoid
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, DataError
@@ -126,32 +127,53 @@ def distil(
             )
         chosen = random.Random(seed).sample(texts, min(config.paragraphs, len(texts)))
         logger.info("%d teachers read %d of %d paragraphs", len(config.teachers), len(chosen), len(texts))
-        silver, _ = build_dataset(teachers.pipe(chosen), encoder, settings)
-        parts.append(soften(silver, teachers, 1.0))
+        parts.append(annotate(chosen, teachers))
     return concatenate_datasets(parts), unpredictable
 
 
 def soften(dataset: Dataset, teachers: Extractor, weight: float) -> Dataset:
     """A dataset with targets that are `weight` times the teachers' probabilities and the rest the labels."""
-
-    def with_targets(example: Example) -> Example:
-        tags = np.eye(len(teachers.ontology.tags), dtype=np.float32)[example["tags"]]
-        relations = candidates(example, teachers.ontology)[1]
-        if weight:
-            taught = teach(example, teachers)
-            tags, relations = ((1 - weight) * a + weight * b for a, b in zip((tags, relations), taught, strict=True))
-        return example | {"tag_targets": tags.tolist(), "relation_targets": relations.ravel().tolist()}
-
-    return Dataset.from_list(list(ordered_map(with_targets, dataset, teachers.threads)))
+    rows = ordered_map(lambda example: _with_targets(example, teachers, weight), dataset, teachers.threads)
+    return Dataset.from_list(list(rows))
 
 
-def teach(example: Example, teachers: Extractor) -> tuple[Floats, Floats]:
-    """What the teachers say of one window, given its entities: probabilities of tags [W, T] and relations [P, 2, R]."""
-    ontology = teachers.ontology
+def annotate(texts: Sequence[str], teachers: Extractor) -> Dataset:
+    """Windows of raw texts: entities and relations as the teachers find them, their probabilities as targets.
+
+    Raises:
+        DataError: if the texts hold no word.
+    """
+
+    def read(text: str) -> list[Example]:
+        # What is found and how probable it is come out of the same answers of the networks.
+        backend = RememberingBackend(teachers.backend)
+        once = Extractor(backend, teachers.encoder, teachers.settings)
+        windows = window_examples(once(text), once.encoder, once.settings, Unpredictable())
+        return [_with_targets(example, once, 1.0) for example in windows]
+
+    return to_dataset([row for rows in ordered_map(read, texts, teachers.threads) for row in rows])
+
+
+def _with_targets(example: Example, teachers: Extractor, weight: float) -> Example:
+    tags = np.eye(len(teachers.ontology.tags), dtype=np.float32)[example["tags"]]
+    pairs, relations = candidates(example, teachers.ontology)
+    if weight:
+        taught = teach(example, pairs, teachers)
+        tags, relations = ((1 - weight) * a + weight * b for a, b in zip((tags, relations), taught, strict=True))
+    return example | {"tag_targets": tags.tolist(), "relation_targets": relations.ravel().tolist()}
+
+
+def teach(example: Example, pairs: Ints, teachers: Extractor) -> tuple[Floats, Floats]:
+    """What the teachers say of one window, given its entities: probabilities of tags [W, T] and relations [P, 2, R].
+
+    Args:
+        example: The window.
+        pairs: Its candidate pairs [P, 3]; see `candidates`.
+        teachers: See `load_teachers`.
+    """
     pieces, words = (np.array(example[name], dtype=np.int64) for name in ("input_ids", "word_pieces"))
     tags, _, states = teachers.backend.encode(pieces, words)
-    pairs, labels = candidates(example, ontology)
-    relations = np.zeros_like(labels)
+    relations = np.zeros((len(pairs), 2, len(teachers.ontology.relation_names)))
     if len(pairs):
         where = np.array(example["entities"], dtype=np.int64)[:, :2]
         relations = sigmoid(teachers.backend.relate(states, np.array(example["tags"], dtype=np.int64), where, pairs))

@@ -12,6 +12,7 @@ from typing import Any
 from rasid.charsets import check_filled, decode, open_text
 from rasid.errors import DataError
 from rasid.record_files import Row, read_csv, read_json, read_jsonl, read_parquet
+from rasid.records import check_text
 from rasid.sources import Format, Source, cannot_read, formats_of, printable
 from rasid.streams import READ_ERRORS, ByteStream, open_stream, read_all, too_long
 from rasid.web_pages import read_page
@@ -246,10 +247,7 @@ def _check_unicode(value: Any, encoding: str) -> None:
         code = ord(error.object[error.start])
         if 0xDC80 <= code <= 0xDCFF:  # what a stream of text gives for a byte that it cannot decode
             raise DataError(f"not {encoding}: byte 0x{code - 0xDC00:02x} at character {error.start}") from error
-        raise DataError(
-            f"lone surrogate U+{code:04X} at character {error.start}: the text was decoded wrongly; "
-            "decode the original bytes as UTF-8 again"
-        ) from error
+        check_text(error.object)
 
 
 def _encoding_meta(encoding: str) -> dict[str, Any]:

@@ -24,10 +24,9 @@ from pydantic import BaseModel, ValidationError
 
 from rasid.documents import Document, UniqueIds
 from rasid.errors import ConfigError
-from rasid.outputs import guess_format, write_output
+from rasid.outputs import OutputFormat, guess_format, replace_output, write_output
 from rasid.prediction import Outcome, Summary
 from rasid.sources import Source
-from rasid.tables import settle_database
 
 SUFFIX = ".journal"
 SOURCES, ARTICLES, ERRORS, PROGRESS, LOCK = "sources.jsonl", "articles.jsonl", "errors.jsonl", "progress.json", "lock"
@@ -222,9 +221,12 @@ class Journal:
         self.save(complete=True)
         self.close()
         try:
-            self._place(self.articles, out, lambda staged: self._make_output(staged, out, append))
+            form = guess_format(out)
+            self._place(
+                self.articles, out, form, lambda staged: write_output(self.articles, staged, form, append, old=out)
+            )
             if self.summary.failed:
-                self._place(self.errors, errors, lambda staged: self._make_errors(staged, errors, append))
+                self._place(self.errors, errors, "jsonl", lambda staged: self._make_errors(staged, errors, append))
             elif not append and errors.is_file():  # of an earlier run, and no device such as /dev/null
                 errors.unlink()
             for name in (ERRORS, SOURCES, LOCK, PROGRESS):
@@ -233,7 +235,7 @@ class Journal:
         except OSError as error:
             raise self._cannot_write(out, error) from error
 
-    def _place(self, source: Path, target: Path, make: Callable[[Path], None]) -> None:
+    def _place(self, source: Path, target: Path, form: OutputFormat, make: Callable[[Path], None]) -> None:
         """Make the target's file in the journal and move it. `source` is there until that file is whole."""
         staged = self.folder / f"staged-{target.name}"
         if source.exists():
@@ -241,13 +243,7 @@ class Journal:
             make(staged)
             source.unlink()
         if staged.exists():
-            staged.replace(target)
-
-    def _make_output(self, staged: Path, out: Path, append: bool) -> None:
-        form = guess_format(out)
-        write_output(self.articles, staged, form, append, old=out)
-        if form == "duckdb" and out.is_file() and out.stat().st_size:
-            settle_database(out)  # its log must not lie beside the new one
+            replace_output(staged, target, form)
 
     def _make_errors(self, staged: Path, errors: Path, append: bool) -> None:
         with staged.open("wb") as file:

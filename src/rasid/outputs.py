@@ -73,8 +73,21 @@ def write_output(
         place = target.resolve()
         with _built(records, place, format, (old or place) if append else None) as new:
             _sync(new)
-            new.replace(place)
-            _sync(place.parent)
+            replace_output(new, place, format)
+
+
+def replace_output(new: Path, target: Path, format: OutputFormat) -> None:
+    """Put a file that is on the disk in the target's place; both are in one file system.
+
+    A database that is there takes in its log first, which would be taken for that of the new one.
+
+    Raises:
+        ConfigError: if that database is in use.
+    """
+    if format == "duckdb" and _holds_something(target):
+        settle_database(target)
+    new.replace(target)
+    _sync(target.parent)
 
 
 def _is_stream(target: Path) -> bool:

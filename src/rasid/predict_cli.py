@@ -81,10 +81,10 @@ def predict(
             "options": str(options),
             "append": append,
         }
-        place = _journal_of(out)
-        with Journal(place, described, sources, fresh=fresh or standard) as journal:
+        assert errors is not None, "there is an error file wherever there is an output"
+        with Journal(_journal_of(out), described, sources, fresh=fresh or standard) as journal:
             summary = _journalled(extractor, journal, options, max_seconds)
-            journal.place(out, errors or out.parent / "errors.jsonl", append=append)
+            journal.place(out, errors, append=append)
     _print_summary(summary, out, errors)
     if summary.failed:
         raise typer.Exit(1)
@@ -125,7 +125,9 @@ def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Pat
                 raise ConfigError(
                     f"{targets[place]}: is itself one of the articles to read; give another file to write to"
                 )
-    journal = _journal_of(out).resolve() if out else None
+    if out is None:
+        return find_sources(inputs, glob)
+    journal = _journal_of(out).resolve()
     return (source for source in find_sources(inputs, glob) if journal not in source.path.resolve().parents)
 
 

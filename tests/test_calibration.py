@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from rasid.calibration import (
+    BIASES,
     OWN_THRESHOLDS,
     THRESHOLDS,
     WORTHWHILE,
     DevScores,
+    choose_bias,
     choose_thresholds,
     dev_scores,
     pooled_f1,
@@ -15,7 +17,7 @@ from rasid.calibration import (
 from rasid.encoding import TextEncoder
 from rasid.inference import Extractor
 from rasid.metrics import Score
-from rasid.records import Article, Relation
+from rasid.records import Article, Entity, Relation
 from rasid.schema import Ontology
 from rasid.settings import ModelSettings, shipped_model
 
@@ -111,14 +113,22 @@ def test_mean_f1() -> None:
     assert DevScores(0.8, None, 0.5, {}).mean_f1 == 0.8
 
 
-def test_calibrate_puts_thresholds_into_the_settings() -> None:
+def test_calibrate_puts_bias_and_thresholds_into_the_settings() -> None:
     settings = ModelSettings(
-        ontology=ONTOLOGY, relation_threshold=0.9, relation_thresholds={"AT": 0.1}, max_proclitic=1
+        ontology=ONTOLOGY,
+        entity_bias={"UNIT": 2.0},
+        relation_threshold=0.9,
+        relation_thresholds={"AT": 0.1},
+        max_proclitic=1,
     )
-    calibrated = DevScores(1, 1, 0.35, {"TO": 0.6}).calibrate(settings)
+    calibrated = DevScores(1, 1, 0.35, {"TO": 0.6}, {"PLACE": -1.0}).calibrate(settings)
     assert calibrated.thresholds == (0.35, 0.6)  # of AT nothing is left
     assert calibrated == ModelSettings(
-        ontology=ONTOLOGY, relation_threshold=0.35, relation_thresholds={"TO": 0.6}, max_proclitic=1
+        ontology=ONTOLOGY,
+        entity_bias={"PLACE": -1.0},
+        relation_threshold=0.35,
+        relation_thresholds={"TO": 0.6},
+        max_proclitic=1,
     )
     assert ModelSettings.model_validate(calibrated.model_dump(mode="json")) == calibrated
 
@@ -208,3 +218,96 @@ def test_an_ontology_without_relations_has_no_f1_of_them(extractor: Extractor, g
     only = Extractor(extractor.backend, extractor.encoder, settings)
     articles = [a.model_copy(update={"relations": ()}) for a in gold]
     assert dev_scores(only, articles) == DevScores(1.0, None, 0.7, {})
+
+
+# Bias
+
+DOUBTFUL = {"مدينة": 0.7, "قرية": 1.2, "بلدة": 2.2}  # words, and how much likelier than no entity each is, as a logit
+
+
+class DoubtfulBackend:
+    """Takes each word of `DOUBTFUL` for a place, with the logit it has there; knows no relation."""
+
+    def __init__(self, logit_of: dict[int, float]):
+        self.logit_of = logit_of
+
+    def encode(self, input_ids: np.ndarray, word_pieces: np.ndarray) -> tuple[np.ndarray, ...]:
+        words = input_ids[word_pieces].tolist()
+        tags = np.full((len(words), len(ONTOLOGY.tags)), -40, np.float32)
+        tags[:, OUTSIDE] = 0
+        tags[:, PLACE] = [self.logit_of.get(word, -40) for word in words]
+        return tags, np.zeros((len(words), 1), np.float32), np.zeros((len(words), 1), np.float32)
+
+    def relate(self, states: np.ndarray, word_tags: np.ndarray, entities: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        return np.full((len(pairs), 2, 2), -40, np.float32)
+
+
+@pytest.fixture
+def doubtful() -> Extractor:
+    settings = ModelSettings(ontology=ONTOLOGY, max_proclitic=0)
+    encoder = TextEncoder.load(shipped_model(), settings.text)
+    logit_of = {int(encoder.encode(w).windows[0].input_ids[1]): logit for w, logit in DOUBTFUL.items()}
+    assert len(logit_of) == len(DOUBTFUL)
+    return Extractor(DoubtfulBackend(logit_of), encoder, settings)
+
+
+def annotated(wanted: set[str]) -> list[Article]:
+    """An article for each doubtful word; those that are wanted are places."""
+    articles = []
+    for word in DOUBTFUL:
+        place = Entity(id="T1", type="PLACE", start=5, end=5 + len(word), text=word)
+        articles.append(Article(id=word, text=f"إلى، {word}", entities=(place,) if word in wanted else ()))
+    return articles
+
+
+@pytest.mark.parametrize(
+    ("wanted", "bias"),
+    [
+        ({"مدينة", "قرية", "بلدة"}, {}),  # right as it is
+        ({"قرية", "بلدة"}, {"PLACE": -1.0}),  # and not -0.5, which would keep the first
+        ({"بلدة"}, {"PLACE": -1.5}),
+        (set(), {}),  # nothing helps: F1 stays 0
+    ],
+)
+def test_a_type_that_is_tagged_too_often_gets_a_bias(
+    doubtful: Extractor, wanted: set[str], bias: dict[str, float]
+) -> None:
+    articles = annotated(wanted)
+    assert choose_bias(doubtful, articles) == bias
+    scores = dev_scores(doubtful, articles)
+    assert scores.bias == bias
+    assert scores.entity_f1 == (1.0 if wanted else 0.0)
+
+
+def test_a_type_that_is_tagged_too_rarely_gets_a_bias(doubtful: Extractor) -> None:
+    backend = doubtful.backend
+    backend.logit_of = {piece: logit - 1.8 for piece, logit in backend.logit_of.items()}
+    assert choose_bias(doubtful, annotated({"قرية", "بلدة"})) == {"PLACE": 1.0}
+    assert max(BIASES) == -min(BIASES)
+
+
+def test_an_extractor_uses_the_bias_that_was_chosen(doubtful: Extractor) -> None:
+    articles = annotated({"بلدة"})
+    assert [len(doubtful(a.text).entities) for a in articles] == [1, 1, 1]
+    doubtful.settings = dev_scores(doubtful, articles).calibrate(doubtful.settings)
+    found = [doubtful(a.text).entities for a in articles]
+    assert [len(entities) for entities in found] == [0, 0, 1]
+    # The score is the probability under the bias, too: of 2.2 - 1.5 against 0.
+    assert found[2][0].score == pytest.approx(1 / (1 + np.exp(-0.7)), abs=1e-3)
+
+
+def test_a_bias_that_a_model_had_before_does_not_matter(doubtful: Extractor) -> None:
+    articles = annotated({"قرية", "بلدة"})
+    before = dev_scores(doubtful, articles)
+    doubtful.settings = DevScores(0, 0, 0.5, {}, {"PLACE": -5.0}).calibrate(doubtful.settings)
+    assert dev_scores(doubtful, articles) == before
+
+
+def test_a_bias_must_be_worthwhile(doubtful: Extractor) -> None:
+    """One error among a thousand entities is no reason for one."""
+    sure = {piece: 9.0 for piece, logit in doubtful.backend.logit_of.items() if logit > 2}
+    doubtful.backend.logit_of |= sure
+    right, wrong = annotated({"بلدة"})[2], annotated({"بلدة"})[0]
+    many = [right.model_copy(update={"id": str(n)}) for n in range(400)]
+    assert choose_bias(doubtful, [*many, wrong]) == {}
+    assert choose_bias(doubtful, [*many[:40], wrong]) == {"PLACE": -1.0}

@@ -1,8 +1,8 @@
-"""Judging an extractor on dev: strict F1, and the thresholds of relations that suit it."""
+"""Judging an extractor on dev: strict F1, and the bias of entities and thresholds of relations that suit it."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rasid.decoding import Floats
@@ -10,28 +10,34 @@ from rasid.evaluation import strict_tables
 from rasid.inference import Backend, Extractor
 from rasid.metrics import Score
 from rasid.records import Article
+from rasid.schema import Ontology
 from rasid.settings import ModelSettings
 
-THRESHOLD, OWN_THRESHOLDS = "relation_threshold", "relation_thresholds"  # names in `ModelSettings`
+# Names in `ModelSettings`.
+BIAS, THRESHOLD, OWN_THRESHOLDS = "entity_bias", "relation_threshold", "relation_thresholds"
+BIASES = tuple(0.5 * i for i in range(-4, 5))  # -2 … 2
 THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(11))  # 0.2 … 0.7
 WORTHWHILE = 0.001  # of micro F1
+WORTHWHILE_BIAS = 0.002  # of micro F1; more, since a bias moves what relations join, too
 
 
 @dataclass(frozen=True)
 class DevScores:
-    """How a model does on dev, each score in [0, 1], and the thresholds of relations that it was given for that.
+    """How a model does on dev, each score in [0, 1], and the bias and thresholds that it was given for that.
 
     Attributes:
         entity_f1: Strict micro F1 of entities.
         relation_f1: The same of relations; None for an ontology without any.
         threshold: The one under which all relations together score best.
         thresholds: Where single relation types score better under another one, that one.
+        bias: Of the entity types that score better with one.
     """
 
     entity_f1: float
     relation_f1: float | None
     threshold: float
     thresholds: dict[str, float]
+    bias: dict[str, float] = field(default_factory=dict)
 
     @property
     def mean_f1(self) -> float:
@@ -45,18 +51,19 @@ class DevScores:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The thresholds by their names in `ModelSettings`."""
-        return {THRESHOLD: self.threshold, OWN_THRESHOLDS: self.thresholds}
+        """The bias and the thresholds by their names in `ModelSettings`."""
+        return {BIAS: self.bias, THRESHOLD: self.threshold, OWN_THRESHOLDS: self.thresholds}
 
     def calibrate(self, settings: ModelSettings) -> ModelSettings:
-        """Settings with these thresholds."""
+        """Settings with this bias and these thresholds."""
         return settings.model_copy(update=self.chosen)
 
 
 def dev_scores(extractor: Extractor, articles: Sequence[Article]) -> DevScores:
-    """Scores over annotated articles under the thresholds, out of `THRESHOLDS`, that suit relations best here."""
-    settings = extractor.settings
-    trial = Extractor(RememberingBackend(extractor.backend), extractor.encoder, settings, extractor.threads)
+    """Scores over annotated articles under the bias and the thresholds that suit the extractor best here."""
+    trial = Extractor(RememberingBackend(extractor.backend), extractor.encoder, extractor.settings, extractor.threads)
+    bias = choose_bias(trial, articles)
+    settings = extractor.settings.model_copy(update={BIAS: bias})
     names = settings.ontology.relation_names
     counts: dict[float, dict[str, Score]] = {}
     entity_f1 = 0.0
@@ -66,7 +73,29 @@ def dev_scores(extractor: Extractor, articles: Sequence[Article]) -> DevScores:
         entity_f1, counts[threshold] = entities.micro.f1, relations.per_type
     threshold, thresholds = choose_thresholds(counts)
     chosen = [counts[thresholds.get(name, threshold)][name] for name in names]
-    return DevScores(entity_f1, pooled_f1(chosen) if names else None, threshold, thresholds)
+    return DevScores(entity_f1, pooled_f1(chosen) if names else None, threshold, thresholds, bias)
+
+
+def choose_bias(extractor: Extractor, articles: Sequence[Article]) -> dict[str, float]:
+    """The bias, out of `BIASES`, of each entity type that raises micro F1 by `WORTHWHILE_BIAS`, one after another."""
+    # Without relations, which would only take time.
+    ontology = Ontology(entity_types=extractor.ontology.entity_types, proclitics=extractor.ontology.proclitics)
+    settings = extractor.settings.model_copy(update={"ontology": ontology, OWN_THRESHOLDS: {}})
+    trial = Extractor(extractor.backend, extractor.encoder, settings, extractor.threads)
+    entities = [article.model_copy(update={"relations": ()}) for article in articles]
+
+    def f1(bias: dict[str, float]) -> float:
+        trial.settings = settings.model_copy(update={BIAS: bias})
+        return strict_tables(trial, entities)[0].micro.f1
+
+    chosen: dict[str, float] = {}
+    best = f1(chosen)
+    for name in ontology.entity_types:
+        scores = {bias: f1(chosen | {name: bias}) for bias in BIASES if bias}
+        candidate = max(scores, key=lambda bias: (scores[bias], -abs(bias)))
+        if scores[candidate] >= best + WORTHWHILE_BIAS:
+            chosen[name], best = candidate, scores[candidate]
+    return chosen
 
 
 def choose_thresholds(counts: dict[float, dict[str, Score]]) -> tuple[float, dict[str, float]]:

@@ -57,7 +57,7 @@ def _log_mean(logits: Sequence[Floats]) -> Floats:
 
 
 def load_teachers(folders: Sequence[Path], encoder: TextEncoder, settings: ModelSettings) -> Extractor:
-    """Exported models as one extractor; a relation's threshold is the mean of theirs.
+    """Exported models as one extractor; bias and thresholds are the means of theirs.
 
     Args:
         folders: Made by `rasid export` or `rasid train`.
@@ -90,7 +90,11 @@ def load_teachers(folders: Sequence[Path], encoder: TextEncoder, settings: Model
         name: float(np.mean([t.settings.thresholds[n] for t in teachers]))
         for n, name in enumerate(settings.ontology.relation_names)
     }
-    own = settings.model_copy(update={"relation_thresholds": thresholds})
+    bias = {
+        name: float(np.mean([t.settings.entity_bias.get(name, 0.0) for t in teachers]))
+        for name in settings.ontology.entity_types
+    }
+    own = settings.model_copy(update={"entity_bias": bias, "relation_thresholds": thresholds})
     return Extractor(EnsembleBackend([t.backend for t in teachers]), encoder, own, teachers[0].threads)
 
 

@@ -177,7 +177,7 @@ def check_parity(before: dict[str, float], after: dict[str, float], max_drop: fl
 
 
 def _calibrate(path: Path, scores: DevScores) -> None:
-    """Put the thresholds that suit the exported model into its config: quantisation moves scores a little."""
+    """Put what suits the exported model into its config: quantisation moves scores a little."""
     config = json.loads(path.read_text(encoding="utf-8"))
     settings = scores.calibrate(ModelSettings.model_validate(config["settings"]))
     config["settings"] = settings.model_dump(mode="json")
@@ -196,8 +196,8 @@ def export(
         max_drop: Most points of 100 that strict F1 of entities or of relations may lose.
 
     Returns:
-        Dev scores of the float32 and of the int8 model, each under the thresholds of relations that suit it, the
-        thresholds of the int8 model, and the size in bytes.
+        Dev scores of the float32 and of the int8 model, each under the bias and thresholds that suit it, those of the
+        int8 model, and the size in bytes.
 
     Raises:
         ModelError: if the checkpoint is unsound or the gate closes.

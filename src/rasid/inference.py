@@ -147,6 +147,7 @@ class Extractor:
                 core = slice(start - window.words[0], stop - window.words[0])
                 tag_logits[start:stop], proclitic_logits[start:stop] = tags[core], proclitics[core]
                 states.append(window_states)
+            tag_logits += np.array(self.settings.tag_bias, dtype=np.float32)
             spans, found = decode_entities(
                 text,
                 section.words,

@@ -60,6 +60,8 @@ class ModelSettings(BaseModel):
         ontology: Types that the model knows; their order is that of its outputs.
         text: How text becomes windows.
         max_proclitic: Most proclitic letters that can be cut off an entity's first word.
+        entity_bias: Logit added to the tags of an entity type, where it is not 0; it corrects for texts that hold more
+            or less of the type than the training corpus (Menon et al. 2021, https://arxiv.org/abs/2007.07314).
         relation_threshold: Lowest score at which a relation is reported.
         relation_thresholds: The same for single relation types, where it differs.
         transitions: Scores [T + 1][T] of one tag after another, the last row for the start of a paragraph, in the order
@@ -71,12 +73,15 @@ class ModelSettings(BaseModel):
     ontology: Ontology
     text: TextSettings = TextSettings()
     max_proclitic: Annotated[int, Field(ge=0, le=8)] = 2
+    entity_bias: dict[str, FiniteFloat] = {}
     relation_threshold: Probability = 0.5
     relation_thresholds: dict[str, Probability] = {}
     transitions: tuple[tuple[FiniteFloat, ...], ...] | None = None
 
     @model_validator(mode="after")
-    def _relations_known(self) -> Self:
+    def _types_known(self) -> Self:
+        if unknown := sorted(set(self.entity_bias) - set(self.ontology.entity_types)):
+            raise ValueError(f"entity_bias of unknown entities {unknown}")
         if unknown := sorted(set(self.relation_thresholds) - set(self.ontology.relation_types)):
             raise ValueError(f"relation_thresholds of unknown relations {unknown}")
         return self
@@ -87,6 +92,11 @@ class ModelSettings(BaseModel):
         if self.transitions is not None and [len(row) for row in self.transitions] != [tags] * (tags + 1):
             raise ValueError(f"transitions must be {tags + 1} rows of {tags} scores")
         return self
+
+    @property
+    def tag_bias(self) -> tuple[float, ...]:
+        """What is added to the logit of each tag, in the order of `Ontology.tags`."""
+        return (0.0, *(self.entity_bias.get(name, 0.0) for name in self.ontology.entity_types for _ in "BI"))
 
     @property
     def thresholds(self) -> tuple[float, ...]:

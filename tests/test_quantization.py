@@ -84,3 +84,76 @@ def test_a_graph_without_weights_is_left_alone():
     before = graph.SerializeToString()
     scale_rows(graph)
     assert graph.SerializeToString() == before
+
+
+# Where rows are left alone
+
+
+def layer() -> onnx.ModelProto:
+    """A layer as it is exported: queries, keys and values; attention; the product after it; a feed-forward part."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 0.2, (WIDE, WIDE)).astype(np.float32), name)
+        for name in ("wq", "wk", "wv", "wo", "up", "down")
+    ]
+    bias = numpy_helper.from_array(rng.normal(0, 0.1, WIDE).astype(np.float32), "bias")
+    shape = numpy_helper.from_array(np.array([0, 0, WIDE]), "shape")
+    make = helper.make_node
+    nodes = [
+        node
+        for n in "qkv"
+        for node in (
+            make("MatMul", ["x", f"w{n}"], [n]),
+            make("Add", ["bias", n], [f"{n}_biased"]),
+            make("Reshape", [f"{n}_biased", "shape"], [f"{n}_shaped"]),
+        )
+    ]
+    nodes += [
+        make("Attention", ["q_shaped", "k_shaped", "v_shaped"], ["context"], q_num_heads=4, kv_num_heads=4),
+        make("Reshape", ["context", "shape"], ["context_shaped"]),
+        make("MatMul", ["context_shaped", "wo"], ["attended"]),
+        make("MatMul", ["attended", "up"], ["wide"]),
+        make("BiasGelu", ["wide", "bias"], ["activated"], domain="com.microsoft"),
+        make("MatMul", ["activated", "down"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "rows", WIDE]) for name in "xy")
+    graph = helper.make_graph(nodes, "layer", [x], [y], [*weights, bias, shape])
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+
+def test_rows_are_scaled_in_feed_forward_layers_alone():
+    model = layer()
+    scale_rows(model.graph)
+    products = {n.input[1]: n.input[0] for n in model.graph.node if n.op_type == "MatMul"}
+    assert products == {
+        "wq": "x",
+        "wk": "x",
+        "wv": "x",
+        "wo": "context_shaped",
+        "up": "attended/row_scaled",
+        "down": "activated/row_scaled",
+    }
+    assert [n.input[0] for n in model.graph.node if n.op_type == "Abs"] == ["attended"]  # a GELU is hardly negative
+
+
+@pytest.mark.parametrize("level", [1, 0, -30])
+def test_scaled_rows_after_a_gelu_change_no_product(level):
+    """Also where all of a row is at the lowest that a GELU gives, or at 0."""
+    model, x = layer(), np.random.default_rng(1).normal(size=(1, ROWS, WIDE)).astype(np.float32)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(level), "bias"))
+    before = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    scale_rows(model.graph)
+    after = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_scaled_rows_after_a_gelu_lie_between_minus_one_and_one():
+    model = layer()
+    scale_rows(model.graph)
+    for name in ("activated", "attended"):
+        model.graph.output.append(helper.make_tensor_value_info(f"{name}/row_scaled", TensorProto.FLOAT, None))
+    x = np.random.default_rng(1).normal(-3, 2, size=(1, 50, WIDE)).astype(np.float32)
+    for rows in ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[1:]:
+        assert np.abs(rows).max() <= 1

@@ -25,6 +25,14 @@ def test_order_of_the_file_is_the_order_of_labels():
     assert ontology.relation_names == ("AT", "SAME")
 
 
+def test_rules_say_what_is_allowed_and_leave_ontologies_comparable():
+    ontology, other = Ontology.parse(BASE, "test"), Ontology.parse(BASE, "test")
+    assert ontology.rules == (((False, True), (True, False)), ((False, False), (False, True)))
+    assert ontology == other
+    assert other.rules is not ontology.rules
+    assert ontology == other
+
+
 def test_allows_follows_direction_and_same_type():
     ontology = Ontology.parse(BASE, "test")
     assert ontology.allows("AT", "UNIT", "PLACE")

@@ -292,11 +292,8 @@ def name_likeness(names: Sequence[str], pairs: Ints) -> Ints:
 
 def allowed_relations(ontology: Ontology) -> npt.NDArray[np.bool_]:
     """Rules, bool [types, types, R]: whether the relation may join a head of the first type to a tail of the second."""
-    names = ontology.entity_types
-    return np.array(
-        [[[ontology.allows(r, head, tail) for r in ontology.relation_names] for tail in names] for head in names],
-        dtype=bool,
-    ).reshape(len(names), len(names), len(ontology.relation_names))
+    types = len(ontology.entity_types)
+    return np.array(ontology.rules, dtype=bool).reshape(types, types, len(ontology.relation_names))
 
 
 def decode_relations(

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import helper, numpy_helper
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from rasid.calibration import DevScores, dev_scores
 from rasid.checkpoint import load_checkpoint, torch_extractor
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, DataError, ModelError
+from rasid.graphs import ATTENTION, declare_operators, split_norms
 from rasid.inference import Extractor
 from rasid.model import RasidModel
 from rasid.quantization import quantize_graph
@@ -29,8 +28,7 @@ from rasid.settings import CONFIG_FILE, ENCODER_FILE, RELATIONS_FILE, TOKENIZER_
 
 logger = logging.getLogger(__name__)
 
-OPSET = 18
-_LAST = "last_axis"
+TRACED_OPSET = 18
 
 
 class _EncoderGraph(nn.Module):
@@ -65,28 +63,17 @@ def export_fp32(model: RasidModel, folder: Path) -> None:
     config = model.config
     hidden = model.encoder.config.hidden_size
     model = model.cpu().eval()
-    model.encoder.set_attn_implementation("eager")  # plain operators, which the optimiser knows how to fuse
+    model.encoder.set_attn_implementation(ATTENTION)
     # The longest window, since some encoders have steps for long inputs only, which a trace of a short one would lack.
     ids = torch.arange(config.model_settings().text.max_pieces)[None] % model.encoder.config.vocab_size
     words = torch.arange(1, 12)[None]
-    raw = folder / "raw.onnx"
     _export(
         _EncoderGraph(model),
         {"input_ids": ids, "word_pieces": words},
         ["tag_logits", "proclitic_logits", "states"],
         {"input_ids": {1: "pieces"}, "word_pieces": {1: "words"}},
-        raw,
+        folder / ENCODER_FILE,
     )
-    heads = getattr(model.encoder.config, "num_attention_heads", 0)  # 0: found from the graph
-    options = FusionOptions("bert")
-    options.enable_skip_layer_norm = False  # `split_norms` needs them by themselves
-    fused = optimize_model(
-        str(raw), model_type="bert", num_heads=heads, hidden_size=hidden, optimization_options=options, opt_level=1
-    )
-    logger.info("fused operators: %s", fused.get_fused_operator_statistics())
-    split_norms(fused.model.graph)
-    fused.save_model_to_file(str(folder / ENCODER_FILE))
-    raw.unlink()
     if not config.model_settings().ontology.relation_names:
         return
     _export(
@@ -101,9 +88,6 @@ def export_fp32(model: RasidModel, folder: Path) -> None:
         {"states": {1: "words"}, "word_tags": {1: "words"}, "entities": {0: "entities"}, "pairs": {0: "pairs"}},
         folder / RELATIONS_FILE,
     )
-    relations = onnx.load(folder / RELATIONS_FILE)
-    split_norms(relations.graph)
-    onnx.save(relations, folder / RELATIONS_FILE)
 
 
 def _export(
@@ -120,37 +104,17 @@ def _export(
             input_names=list(inputs),
             output_names=outputs,
             dynamic_axes=dynamic,
-            opset_version=OPSET,
+            opset_version=TRACED_OPSET,
             dynamo=False,
         )
-
-
-def split_norms(graph: onnx.GraphProto) -> None:
-    """Rewrite each normalisation of the last axis: centre, divide by the root mean square, add the bias.
-
-    In ONNX Runtime 1.32 the operator for all of it, and the one that adds a residual too, take five times as long: a
-    fifth of a window's time. In versions up to 1.29 they are fast, and what this costs there is 1 to 4 % of it.
-    """
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        options = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type != "LayerNormalization" or options.get("axis", -1) != -1:
-            nodes.append(node)
-            continue
-        (x, weight, *bias), y = node.input, node.output[0]
-        mean, centred, scaled = (f"{y}/{part}" for part in ("mean", "centred", "scaled"))
-        result = scaled if bias else y
-        nodes += [
-            helper.make_node("ReduceMean", [x, _LAST], [mean], keepdims=1),
-            helper.make_node("Sub", [x, mean], [centred]),
-            helper.make_node("SimplifiedLayerNormalization", [centred, weight], [result], **options),
-        ]
-        if bias:
-            nodes.append(helper.make_node("Add", [scaled, *bias], [y]))
-    if len(nodes) > len(graph.node):
-        graph.initializer.append(numpy_helper.from_array(np.array([-1], dtype=np.int64), _LAST))
-        del graph.node[:]
-        graph.node.extend(nodes)
+    options = FusionOptions("bert")
+    options.enable_skip_layer_norm = False  # `split_norms` needs them by themselves
+    options.enable_attention = options.enable_embed_layer_norm = options.enable_shape_inference = False
+    fused = optimize_model(str(path), model_type="bert", optimization_options=options, opt_level=0)
+    logger.info("%s: fused operators: %s", path.name, fused.get_fused_operator_statistics())
+    split_norms(fused.model.graph)
+    declare_operators(fused.model)
+    onnx.save(fused.model, path)
 
 
 def quantize(source: Path, target: Path) -> None:

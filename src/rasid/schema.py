@@ -90,6 +90,12 @@ class Ontology(BaseModel):
         """IOB2 tags: `O`, then `B-` and `I-` of each entity type (`2 * len(entity_types) + 1` of them)."""
         return (OUTSIDE, *(f"{prefix}-{name}" for name in self.entity_types for prefix in "BI"))
 
+    @cached_property
+    def rules(self) -> tuple[tuple[tuple[bool, ...], ...], ...]:
+        """`[head type][tail type][relation]`: whether it may join these, in the orders of types and relations."""
+        names = self.entity_types
+        return tuple(tuple(tuple(self.allows(r, h, t) for r in self.relation_names) for t in names) for h in names)
+
     def allows(self, relation: str, head: str, tail: str) -> bool:
         """Whether `relation` may join an entity of type `head` to one of type `tail`; False for unknown names."""
         rule = self.relation_types.get(relation)

@@ -339,26 +339,6 @@ def test_layers_that_are_kept(own: int, configure: Configure, deep: Path, tmp_pa
     assert len(load_checkpoint(tmp_path / "saved").relation_head.layers) == own
 
 
-def test_layers_of_a_base_are_spread_evenly() -> None:
-    from transformers import BertConfig, BertModel
-
-    from rasid.checkpoint import keep_layers
-
-    def kept(number: int) -> list[int]:
-        encoder = BertModel(
-            BertConfig(vocab_size=5, hidden_size=4, num_attention_heads=1, intermediate_size=4, num_hidden_layers=12)
-        )
-        numbers = {id(layer): n for n, layer in enumerate(encoder.encoder.layer)}
-        return [numbers[id(layer)] for layer in keep_layers(encoder, number).encoder.layer]
-
-    assert kept(6) == [1, 3, 5, 7, 9, 11]
-    assert kept(4) == [2, 5, 8, 11]
-    assert kept(1) == [11]
-    assert kept(12) == list(range(12))
-    with pytest.raises(ConfigError, match="layers is 13, but the encoder has 12; lower it"):
-        kept(13)
-
-
 @pytest.mark.parametrize(
     ("option", "problem"),
     [
@@ -366,6 +346,7 @@ def test_layers_of_a_base_are_spread_evenly() -> None:
         ("text.max_pieces=200", "was trained with another ontology, text or max_proclitic"),
         ("heads.relation_size=16", "has other sizes than this run's heads"),
         ("layers=3", "layers is 3, but the encoder has 2; lower it"),
+        ("feed_forward=65", "feed_forward is 65, but the encoder has 64; lower it"),
     ],
 )
 def test_start_that_does_not_fit(option: str, problem: str, configure: Configure, deep: Path, tmp_path: Path) -> None:

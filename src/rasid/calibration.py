@@ -77,7 +77,7 @@ def dev_scores(extractor: Extractor, articles: Sequence[Article]) -> DevScores:
 
 
 def choose_bias(extractor: Extractor, articles: Sequence[Article]) -> dict[str, float]:
-    """The bias, out of `BIASES`, of each entity type that raises micro F1 by `WORTHWHILE_BIAS`, one after another."""
+    """The bias, out of `BIASES`, of entity types that raise micro F1 by `WORTHWHILE_BIAS` with it; the best first."""
     # Without relations, which would only take time.
     ontology = Ontology(entity_types=extractor.ontology.entity_types, proclitics=extractor.ontology.proclitics)
     settings = extractor.settings.model_copy(update={"ontology": ontology, OWN_THRESHOLDS: {}})
@@ -90,11 +90,12 @@ def choose_bias(extractor: Extractor, articles: Sequence[Article]) -> dict[str, 
 
     chosen: dict[str, float] = {}
     best = f1(chosen)
-    for name in ontology.entity_types:
-        scores = {bias: f1(chosen | {name: bias}) for bias in BIASES if bias}
-        candidate = max(scores, key=lambda bias: (scores[bias], -abs(bias)))
-        if scores[candidate] >= best + WORTHWHILE_BIAS:
-            chosen[name], best = candidate, scores[candidate]
+    while left := [name for name in ontology.entity_types if name not in chosen]:
+        scores = {(name, bias): f1(chosen | {name: bias}) for name in left for bias in BIASES if bias}
+        name, bias = max(scores, key=lambda choice: (scores[choice], -abs(choice[1])))
+        if scores[name, bias] < best + WORTHWHILE_BIAS:
+            break
+        chosen[name], best = bias, scores[name, bias]
     return chosen
 
 

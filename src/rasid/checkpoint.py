@@ -1,6 +1,7 @@
 """Torch checkpoints: made from a base encoder, saved, loaded, and run behind the extractor."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from rasid.decoding import Floats, Ints
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, ModelError
 from rasid.inference import Extractor
-from rasid.model import RasidConfig, RasidModel, encoder_layers, find_encoder
+from rasid.model import RasidConfig, RasidModel, find_encoder
+from rasid.pruning import keep_layers, narrow
 from rasid.schema import Ontology
 from rasid.settings import WEIGHTS_FILE, ModelSettings, load_settings
 
@@ -73,8 +75,7 @@ def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
     local = isinstance(base, Path) or probe_hub(base) is not None
     tokenizer = load_tokenizer(base, run.tokenizer, local=local)
     encoder = load_encoder(base, local=local)
-    if run.layers is not None:
-        encoder = keep_layers(encoder, run.layers)
+    _prune(encoder, run)
     if (last := max(tokenizer.get_vocab().values())) >= encoder.config.vocab_size:
         raise ModelError(
             f"{run.base}: its tokenizer has a piece {last}, but its encoder only {encoder.config.vocab_size} pieces; "
@@ -95,13 +96,12 @@ def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
 
 
 def _start_model(run: RunConfig, start: Path, settings: ModelSettings) -> RasidModel:
-    """The trained model of a folder, with as many layers as the run says."""
+    """The trained model of a folder, as large as the run says."""
     trained = load_checkpoint(start)
     own = trained.config.model_settings()
     if (own.ontology, own.text, own.max_proclitic) != (settings.ontology, settings.text, settings.max_proclitic):
         raise ConfigError(f"start: {start} was trained with another ontology, text or max_proclitic than this run has")
-    if run.layers is not None:
-        trained.encoder = keep_layers(trained.encoder, run.layers)
+    _prune(trained.encoder, run, trained.relation_head.layers)
     config = RasidConfig(
         encoder=trained.encoder.config.to_dict(), settings=settings.model_dump(mode="json"), **run.heads.model_dump()
     )
@@ -120,19 +120,11 @@ def _start_model(run: RunConfig, start: Path, settings: ModelSettings) -> RasidM
     return model
 
 
-def keep_layers(encoder: PreTrainedModel, number: int) -> PreTrainedModel:
-    """An encoder of BERT's kind cut down to some of its layers, evenly spaced, the last one among them.
-
-    Raises:
-        ConfigError: if it has fewer, or is of another kind.
-    """
-    layers = encoder_layers(encoder)
-    if number > len(layers):
-        raise ConfigError(f"layers is {number}, but the encoder has {len(layers)}; lower it")
-    chosen = [(n + 1) * len(layers) // number - 1 for n in range(number)]
-    encoder.encoder.layer = nn.ModuleList(layers[i] for i in chosen)
-    encoder.config.num_hidden_layers = number
-    return encoder
+def _prune(encoder: PreTrainedModel, run: RunConfig, others: Iterable[nn.Module] = ()) -> None:
+    if run.layers is not None:
+        keep_layers(encoder, run.layers)
+    if run.feed_forward is not None:
+        narrow(encoder, run.feed_forward, others)
 
 
 def load_encoder(base: str | Path, *, local: bool = False) -> PreTrainedModel:

@@ -196,6 +196,7 @@ class RunConfig(_Section):
         base: `compact`, `random` (small and untrained, to try a run out), a hub id, or a local checkpoint folder.
         start: Checkpoint of a trained model to start from, heads included, in place of the base.
         layers: Layers of the encoder to keep, evenly spaced; all by default.
+        feed_forward: Units to keep in the feed-forward part of each layer; all by default.
         output: Folder of the run.
         ontology: YAML file of types.
         seed: Of initialisation, order and dropout.
@@ -206,6 +207,7 @@ class RunConfig(_Section):
     base: str = "compact"
     start: Path | None = None
     layers: Annotated[int, Field(ge=1)] | None = None
+    feed_forward: Annotated[int, Field(ge=1)] | None = None
     output: Path = Path("runs/compact")
     ontology: Path = Path("data/ontology.yaml")
     seed: int = 13

@@ -88,7 +88,7 @@ def encoder_layers(encoder: PreTrainedModel) -> nn.ModuleList:
     if (kind := encoder.config.model_type) not in BERT_KIND:
         raise ConfigError(
             f"layers of a {kind} encoder cannot be copied or left out, but those of {', '.join(BERT_KIND)} can; set "
-            "heads.relation_layers to 0 and layers to null"
+            "heads.relation_layers to 0, and layers and feed_forward to null"
         )
     layers: nn.ModuleList = encoder.encoder.layer
     return layers

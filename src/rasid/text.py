@@ -156,6 +156,7 @@ def proclitic_cuts(word: str, proclitics: str, longest: int) -> list[int]:
     return cuts
 
 
+_NAMES = 4096  # that are kept in mind: the same few are in most articles of a batch
 _CANONICAL = ("format_marks", "diacritics", "tatweel", "digits", "quotes")
 _EDGES = "'()[] "
 # Words whose own first letter is a lam, most frequent in news: `للواء` is `ل` + `لواء` or `اللواء`, never `الواء`.
@@ -163,6 +164,7 @@ _OWN_LAM = {"لواء", "لوائي", "لجنة", "لجان", "ليلة", "لب�
 _OWN_LAM_DEFINITE = {"لاذقية", "لد", "لجاة", "لطامنة"}  # names that are always definite: `للاذقية` → `اللاذقية`
 
 
+@lru_cache(maxsize=_NAMES)
 def canonical_name(text: str, *, before: str = "") -> str:
     """The name without orthographic variation: no marks, tatweel or quotes, ASCII digits, single blanks.
 
@@ -186,6 +188,7 @@ _SPELLINGS = str.maketrans("أإآٱىةؤئ", "ااااي\u0647وي")
 _ARTICLE = re.compile("^(?:ال|ل)")  # behind the proclitic ل the article's alef is unwritten
 
 
+@lru_cache(maxsize=_NAMES)
 def name_words(name: str) -> frozenset[str]:
     """The words of a name, without article and spelling variants, to tell whether two names are alike."""
     return frozenset(_ARTICLE.sub("", word) or word for word in canonical_name(name).translate(_SPELLINGS).split())

@@ -21,9 +21,11 @@ from rasid.settings import (
     CONFIG_FILE,
     ENCODER_FILE,
     RELATIONS_FILE,
+    SHIPPED_MODELS,
     TOKENIZER_FILE,
     ModelSettings,
     TextSettings,
+    load_settings,
     shipped_model,
 )
 
@@ -149,6 +151,25 @@ def test_texts_through_the_shipped_model():
     for _ in range(300):
         text = any_text(rng)
         check(extractor(text), text, extractor.ontology)
+
+
+@pytest.mark.parametrize("name", SHIPPED_MODELS)
+def test_models_that_come_with_the_package_are_loaded_by_name(name: str, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    extractor = Extractor.load(name)
+    assert extractor.settings == load_settings(shipped_model(name))
+    article = extractor("وصل رتل عسكري لقوات التحالف الدولي إلى قاعدة الشدادي قادمًا من معبر الوليد الحدودي.")
+    assert {"قوات التحالف الدولي", "قاعدة الشدادي", "معبر الوليد الحدودي"} <= {e.text for e in article.entities}
+    assert {r.type for r in article.relations} >= {"HAS", "MOVES_TO"}
+    (tmp_path / name).mkdir()  # a folder of that name is taken before
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        Extractor.load(name)
+
+
+def test_the_smaller_shipped_model_cuts_texts_as_the_larger_one():
+    larger, smaller = (shipped_model(name) / TOKENIZER_FILE for name in SHIPPED_MODELS)
+    assert larger.read_bytes() == smaller.read_bytes()
+    assert Extractor.load().settings == load_settings(shipped_model(SHIPPED_MODELS[0]))
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\r\n", "\u200f\ufeff", "\x00", "\u064e", "و", "👍🏽", "\ufdfa" * 40])

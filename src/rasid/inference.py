@@ -25,7 +25,7 @@ from rasid.errors import DataError, ModelError
 from rasid.parallel import ordered_map, processors
 from rasid.records import Article, Entity, Relation, check_text
 from rasid.schema import Ontology
-from rasid.settings import ENCODER_FILE, RELATIONS_FILE, ModelSettings, load_settings, shipped_model
+from rasid.settings import ENCODER_FILE, RELATIONS_FILE, ModelSettings, find_model, load_settings
 
 
 class Backend(Protocol):
@@ -101,16 +101,17 @@ class Extractor:
 
     @classmethod
     def load(cls, model: str | Path | None = None, *, threads: int | None = None) -> Self:
-        """Load an exported model folder; the shipped one by default.
+        """Load an exported model; the larger shipped one by default.
 
         Args:
-            model: A folder with `config.json`, `tokenizer.json` and the ONNX graphs (one if it knows no relations).
+            model: A folder with `config.json`, `tokenizer.json` and the ONNX graphs (one if it knows no relations), or
+                the name of a shipped one: `rasid-compact` or `rasid-compact-6`.
             threads: Articles that `pipe` works on at once; the processors that this process may use by default.
 
         Raises:
             ModelError: if the folder is missing, incomplete, broken or of another architecture.
         """
-        folder = shipped_model() if model is None else Path(model)
+        folder = find_model(model)
         settings = load_settings(folder)
         encoder = TextEncoder.load(folder, settings.text)
         backend = OnnxBackend(folder, relations=bool(settings.ontology.relation_names))

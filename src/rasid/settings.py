@@ -16,7 +16,7 @@ TOKENIZER_FILE = "tokenizer.json"
 ENCODER_FILE = "encoder.onnx"
 RELATIONS_FILE = "relations.onnx"
 WEIGHTS_FILE = "model.safetensors"
-SHIPPED_MODEL = "rasid-compact"
+SHIPPED_MODELS = ("rasid-compact", "rasid-compact-6")
 
 DEFAULT_NORMALIZATION = ("format_marks", "diacritics", "tatweel", "digits", "quotes")
 
@@ -149,10 +149,25 @@ def load_settings(model: str | Path) -> ModelSettings:
         ) from error
 
 
-def shipped_model() -> Path:
-    """The folder of the model that comes with the package: inside it when installed, beside `src` in a checkout."""
+def find_model(model: str | Path | None = None) -> Path:
+    """The folder of a model: the given one, or the one of that name which comes with the package.
+
+    Args:
+        model: A folder, or a name of `SHIPPED_MODELS`; the first of those by default.
+    """
+    if str(model) in SHIPPED_MODELS and not Path(str(model)).exists():
+        return shipped_model(str(model))
+    return shipped_model() if model is None else Path(model)
+
+
+def shipped_model(name: str = SHIPPED_MODELS[0]) -> Path:
+    """The folder of a model that comes with the package: inside it when installed, beside `src` in a checkout.
+
+    Raises:
+        ModelError: if it is not there.
+    """
     here = Path(__file__).resolve()
     for root in (here.parent, here.parents[2]):
-        if (folder := root / "models" / SHIPPED_MODEL).is_dir():
+        if (folder := root / "models" / name).is_dir():
             return folder
-    raise ModelError("the shipped model is missing from this installation; install rasid again or pass --model FOLDER")
+    raise ModelError(f"the model {name} is missing from this installation; install rasid again or pass --model FOLDER")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,37 @@ def test_killed_and_repeated(folder):
         process.kill()
         process.wait()
     assert call("predict", folder, "--out", "out.jsonl").exit_code == 0
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+def test_processes_write_the_same(folder):
+    (folder / "bad.txt").write_bytes(b"\x89PNG\x00\x00")
+    for name, options in {"threads": (), "processes": ("--processes", 2)}.items():
+        result = call("predict", folder, "--out", f"{name}/out.jsonl", *options)
+        assert result.exit_code == 1 and "articles: 3 " in result.stderr
+    for name in ("out.jsonl", "errors.jsonl"):
+        assert Path("processes", name).read_bytes() == Path("threads", name).read_bytes()
+    result = call("predict", folder, "--processes", 2)
+    assert result.stdout_bytes == Path("threads/out.jsonl").read_bytes()
+    refused = call("predict", folder, "--processes", 2, "--threads", 2)
+    assert refused.exit_code == 2 and "--threads: each of several --processes has one" in refused.stderr
+
+
+def test_interrupted_by_the_user_with_processes(folder):
+    """Ctrl-C reaches all processes of a terminal at once; here as soon as something is written."""
+    for n in range(60):
+        (folder / f"{n:02}.txt").write_text(f"وصلت الكتيبة {n} إلى حلب.\n" * 20, encoding="utf-8")
+    assert call("predict", folder, "--out", "whole.jsonl").exit_code == 0
+    command = [*SCRIPT, "predict", str(folder), "--out", "out.jsonl", "--processes", "2"]
+    written = Path("out.jsonl.journal/articles.jsonl")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not (written.exists() and written.stat().st_size):
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    _, told_by_it = process.communicate(timeout=60)
+    assert process.returncode == 130, told_by_it
+    assert "interrupted; the same command goes on" in told_by_it and "Traceback" not in told_by_it
+    assert call("predict", folder, "--out", "out.jsonl", "--processes", 2).exit_code == 0
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 

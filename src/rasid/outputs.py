@@ -72,7 +72,7 @@ def write_output(
             return
         place = target.resolve()
         with _built(records, place, format, (old or place) if append else None) as new:
-            _sync(new)
+            sync(new)
             replace_output(new, place, format)
 
 
@@ -87,7 +87,7 @@ def replace_output(new: Path, target: Path, format: OutputFormat) -> None:
     if format == "duckdb" and _holds_something(target):
         settle_database(target)
     new.replace(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _is_stream(target: Path) -> bool:
@@ -139,7 +139,7 @@ def _holds_something(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have a file or a folder written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,7 +3,8 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,7 +16,13 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int | None = None) -> Iterator[R]:
+def ordered_map(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    threads: int,
+    ahead: int | None = None,
+    pool: Executor | None = None,
+) -> Iterator[R]:
     """`map(function, items)` on several threads: the same results in the same order.
 
     Items are taken from the iterable in the caller's thread, a few ahead of the results and never more, so that memory
@@ -26,15 +33,16 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int, ah
         items: What to work on.
         threads: How many at once; with 1, everything happens in the caller's thread.
         ahead: Most items taken before the first of their results is; twice the threads by default.
+        pool: Works on the items in place of threads; left open.
     """
-    if threads == 1:
+    if threads == 1 and pool is None:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) if pool is None else nullcontext(pool) as executor:
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
-                pending.append(pool.submit(function, item))
+                pending.append(executor.submit(function, item))
                 if len(pending) > (ahead or 2 * threads):
                     yield pending.popleft().result()
             while pending:

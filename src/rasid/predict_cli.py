@@ -1,30 +1,35 @@
 """`rasid predict`: articles of any common form in, records out."""
 
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import nullcontext
+from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Annotated, TextIO, cast
+from typing import Annotated, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from rasid.documents import Document, ReadOptions, UniqueIds, read_documents
+from rasid import cluster_cli, local_cli
+from rasid.documents import ReadOptions
 from rasid.errors import ConfigError
 from rasid.inference import Extractor
 from rasid.journal import SUFFIX, Journal
 from rasid.outputs import check_output, guess_format
-from rasid.prediction import Outcome, Summary
+from rasid.parts import staging_of
 from rasid.prediction import predict as run
-from rasid.settings import shipped_model
+from rasid.progress import INTERRUPTED, print_summary, progress_bar, stderr
+from rasid.settings import find_model
 from rasid.sources import FORMATS, STANDARD_INPUT, Format, Source, find_sources
+from rasid.workers import Workers
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
-stderr = Console(stderr=True)
+
+class Engine(StrEnum):
+    """What does the work: this process, or a Ray cluster."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def predict(
@@ -34,7 +39,11 @@ def predict(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File: .jsonl, .parquet or .duckdb; by default JSONL to standard output."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="File: .jsonl, .parquet or .duckdb; by default JSONL to standard output. With ray: a folder.",
+        ),
     ] = None,
     errors: Annotated[
         Path | None, typer.Option(help="Error file; errors.jsonl beside --out by default, or standard error.")
@@ -50,12 +59,27 @@ def predict(
     ] = None,
     max_bytes: Annotated[int, typer.Option(min=1, help="Longest article, decompressed.")] = 20_000_000,
     max_seconds: Annotated[float, typer.Option(min=0, help="Longest time that one article may take.")] = 600.0,
-    append: Annotated[bool, typer.Option("--append", help="Add to what the output files hold.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Add to what the output files hold; not with ray.")] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh/--resume", help="Start over, or go on where an interrupted run stopped.")
+        bool,
+        typer.Option(
+            "--fresh/--resume",
+            help="Start over, or go on where an interrupted run stopped; with ray, replace --out or refuse to.",
+        ),
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Articles read at once; as many as processors by default.")
+        int | None,
+        typer.Option(min=1, help="Articles read at once; as many as processors by default, and always with ray."),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that read, on one thread each; for more than some eight processors.")
+    ] = 1,
+    engine: Annotated[
+        Engine, typer.Option(help="What does the work: this process, or a Ray cluster (docs/scale.md).")
+    ] = Engine.LOCAL,
+    address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a running Ray cluster, or auto; by default one of this machine for this run."),
     ] = None,
 ) -> None:
     """Extract entities and relations from articles. Exit status 1 if an article could not be read."""
@@ -66,26 +90,46 @@ def predict(
     errors = errors or (out.parent / "errors.jsonl" if out else None)
     if out is not None and errors is not None and out.resolve() == errors.resolve():
         raise ConfigError(f"{out}: is to take both the results and the errors; give --errors another file")
-    extractor = Extractor.load(model, threads=threads)
+    if threads is not None and processes > 1:
+        raise ConfigError("--threads: each of several --processes has one; give one of the two")
+    if engine is Engine.RAY:
+        cluster_cli.check_request(
+            inputs, out, errors, append=append, fresh=fresh, parallel=threads is not None or processes > 1
+        )
+    elif address is not None:
+        raise ConfigError("--address: is for a cluster; give --engine ray too")
+    folder = find_model(model)
+    extractor = Extractor.load(folder, threads=threads)
     sources = _sources(inputs, glob, out, errors)
-    if out is None or _is_device(out):
-        summary = _stream(extractor, sources, options, out, errors, max_seconds)
+    if engine is Engine.RAY:
+        assert out is not None and errors is not None, "was checked"
+        try:
+            with progress_bar() as progress:
+                summary = cluster_cli.run(folder, sources, options, out, errors, max_seconds, address, progress)
+        except KeyboardInterrupt:
+            stderr.print("interrupted; nothing was written", highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
     else:
-        check_output(out, guess_format(out), append)
-        described = {
-            "version": version("rasid"),
-            "model": _digest(shipped_model() if model is None else model),
-            "folder": str(Path.cwd()),
-            "inputs": [str(path) for path in inputs],
-            "glob": glob,
-            "options": str(options),
-            "append": append,
-        }
-        assert errors is not None, "there is an error file wherever there is an output"
-        with Journal(_journal_of(out), described, sources, fresh=fresh or standard) as journal:
-            summary = _journalled(extractor, journal, options, max_seconds)
-            journal.place(out, errors, append=append)
-    _print_summary(summary, out, errors)
+        with Workers(folder, processes, max_seconds) if processes > 1 else nullcontext() as workers:
+            read = partial(run, extractor, max_seconds=max_seconds, workers=workers)
+            if out is None or _is_device(out):
+                summary = local_cli.stream(read, sources, options, out, errors)
+            else:
+                check_output(out, guess_format(out), append)
+                described = {
+                    "version": version("rasid"),
+                    "model": _digest(folder),
+                    "folder": str(Path.cwd()),
+                    "inputs": [str(path) for path in inputs],
+                    "glob": glob,
+                    "options": str(options),
+                    "append": append,
+                }
+                assert errors is not None, "there is an error file wherever there is an output"
+                with Journal(_journal_of(out), described, sources, fresh=fresh or standard) as journal:
+                    summary = local_cli.journalled(read, journal, options)
+                    journal.place(out, errors, append=append)
+    print_summary(summary, out, errors)
     if summary.failed:
         raise typer.Exit(1)
 
@@ -113,7 +157,7 @@ def _journal_of(out: Path) -> Path:
 
 
 def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Path | None) -> Iterator[Source]:
-    """What is to be read, without a journal of our own.
+    """What is to be read, without a journal or a folder of results of our own.
 
     Raises:
         ConfigError: if an article would be written over; nothing is lost yet.
@@ -127,107 +171,5 @@ def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Pat
                 )
     if out is None:
         return find_sources(inputs, glob)
-    journal = _journal_of(out).resolve()
-    return (source for source in find_sources(inputs, glob) if journal not in source.path.resolve().parents)
-
-
-def _stream(
-    extractor: Extractor,
-    sources: Iterable[Source],
-    options: ReadOptions,
-    out: Path | None,
-    errors: Path | None,
-    max_seconds: float,
-) -> Summary:
-    """Write each outcome as soon as it is there, to where nothing can be gone on with."""
-    summary, unique = Summary(), UniqueIds()
-
-    def documents() -> Iterator[Document]:
-        for source in sources:
-            for document in read_documents(source, options):
-                yield replace(document, id=unique(document.id))
-
-    with _writer(out, sys.stdout) as results, _writer(errors, sys.stderr) as problems:
-
-        def write(outcome: Outcome) -> None:
-            stream = results if outcome.record else problems
-            stream.write(outcome.line.encode("utf-8"))
-            stream.flush()
-            summary.add(outcome)
-
-        summary.seconds = run(extractor, documents(), write, max_seconds)
-    if errors is not None and errors.is_file() and not summary.failed:  # and no device such as /dev/null
-        errors.unlink()
-    return summary
-
-
-@contextmanager
-def _writer(path: Path | None, standard: TextIO) -> Iterator[IO[bytes]]:
-    if path is None:
-        yield standard.buffer
-        return
-    try:
-        file = path.open("wb")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}; give another file") from error
-    with file:
-        yield file
-
-
-def _journalled(extractor: Extractor, journal: Journal, options: ReadOptions, max_seconds: float) -> Summary:
-    """Do what is left of a batch."""
-    if journal.resumed:
-        stderr.print(
-            f"going on after {journal.summary.articles + journal.summary.failed:,} articles, from {journal.folder}",
-            soft_wrap=True,
-            highlight=False,
-        )
-    total = sum(1 for _ in journal.sources())
-    with _progress() as progress:
-        task = progress.add_task("files", total=total, articles="0")
-
-        def write(outcome: Outcome) -> None:
-            journal.write(outcome)
-            done = journal.summary.articles + journal.summary.failed
-            progress.update(task, completed=journal.progress.source, articles=f"{done:,}")
-
-        before = journal.summary.seconds
-        try:
-            seconds = run(extractor, journal.documents(lambda s: read_documents(s, options)), write, max_seconds)
-            journal.summary.seconds = before + seconds
-        except KeyboardInterrupt:
-            journal.save()
-            progress.stop()
-            _print_summary(journal.summary, None, None)
-            stderr.print(
-                f"interrupted; the same command goes on from {journal.folder}", soft_wrap=True, highlight=False
-            )
-            raise typer.Exit(INTERRUPTED) from None
-    return journal.summary
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.fields[articles]} articles"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=stderr, transient=True)
-
-
-def _print_summary(summary: Summary, out: Path | None, errors: Path | None) -> None:
-    def line(counts: dict[str, int]) -> str:
-        return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
-
-    rate = summary.articles / summary.seconds if summary.seconds else 0.0
-    stderr.print(
-        f"articles: {summary.articles:,} in {summary.seconds:.1f} s ({rate:,.1f} per second)",
-        highlight=False,
-    )
-    stderr.print(f"{summary.entities.total():,} entities: {line(summary.entities)}", soft_wrap=True, highlight=False)
-    stderr.print(f"{summary.relations.total():,} relations: {line(summary.relations)}", soft_wrap=True, highlight=False)
-    if out:
-        stderr.print(f"results: {out}", soft_wrap=True, highlight=False)
-    if summary.failed:
-        stderr.print(f"[red]{summary.failed:,} not read[/], see {errors or 'above'}", soft_wrap=True, highlight=False)
+    own = {_journal_of(out).resolve(), staging_of(out), out.resolve()}
+    return (source for source in find_sources(inputs, glob) if own.isdisjoint(source.path.resolve().parents))

@@ -5,7 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 from rasid.documents import Document
 from rasid.errors import DataError, RasidError
@@ -13,6 +14,9 @@ from rasid.inference import Extractor
 from rasid.parallel import ordered_map
 from rasid.records import Article, to_json_line
 from rasid.sources import printable
+
+if TYPE_CHECKING:
+    from rasid.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,14 @@ class Summary:
         self.entities.update(e.type for e in outcome.record.entities)
         self.relations.update(r.type for r in outcome.record.relations)
 
+    def join(self, other: Self) -> None:
+        """Count what another part of the batch came to; its time is left out, as both may have run at once."""
+        self.articles += other.articles
+        self.characters += other.characters
+        self.failed += other.failed
+        self.entities.update(other.entities)
+        self.relations.update(other.relations)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return vars(self) | {"entities": dict(self.entities), "relations": dict(self.relations)}
@@ -73,11 +85,35 @@ class Summary:
         return cls(**values | counts)
 
 
+def predict_one(extractor: Extractor, document: Document, max_seconds: float | None = None) -> Outcome:
+    """What comes of one document; no error, whatever it does to us, as the others are still to be read.
+
+    Args:
+        extractor: The model.
+        document: An article with its text, or with why it has none.
+        max_seconds: Longest time for it.
+    """
+    try:
+        if document.text is None:
+            raise DataError(document.problem or "no text")
+        article = extractor(document.text, id=document.id, max_seconds=max_seconds)
+        article = article.model_copy(update={"meta": document.meta})
+        return Outcome(article.to_json() + "\n", article)
+    except Exception as error:
+        reason = str(error)
+        if not isinstance(error, RasidError):
+            logger.error("%s: unexpected failure", document.source, exc_info=error)
+            reason = f"{type(error).__name__}: {error}"
+        entry = {"path": document.source, "id": document.id, "reason": printable(reason)}
+        return Outcome(to_json_line(entry))
+
+
 def predict(
     extractor: Extractor,
     documents: Iterable[Document],
     write: Callable[[Outcome], None],
     max_seconds: float | None = None,
+    workers: "Workers | None" = None,
 ) -> float:
     """Extract from each document and pass on what comes of it, in order, as soon as it is done.
 
@@ -86,27 +122,20 @@ def predict(
         documents: Articles with their text, or with why they have none.
         write: Called once for each document, whatever happened to it.
         max_seconds: Longest time for one article.
+        workers: Read in place of the extractor, under a time limit of their own.
 
     Returns:
         Wall-clock seconds.
+
+    Raises:
+        RasidError: if one of the workers dies.
     """
     began = time.perf_counter()
-
-    def read(document: Document) -> Outcome:
-        try:
-            if document.text is None:
-                raise DataError(document.problem or "no text")
-            article = extractor(document.text, id=document.id, max_seconds=max_seconds)
-            article = article.model_copy(update={"meta": document.meta})
-            return Outcome(article.to_json() + "\n", article)
-        except Exception as error:  # whatever one article does to us, the others are still to be read
-            reason = str(error)
-            if not isinstance(error, RasidError):
-                logger.error("%s: unexpected failure", document.source, exc_info=error)
-                reason = f"{type(error).__name__}: {error}"
-            entry = {"path": document.source, "id": document.id, "reason": printable(reason)}
-            return Outcome(to_json_line(entry))
-
-    for outcome in ordered_map(read, documents, extractor.threads, AHEAD * extractor.threads):
+    if workers is not None:
+        outcomes = workers.read(documents)
+    else:
+        read = partial(predict_one, extractor, max_seconds=max_seconds)
+        outcomes = ordered_map(read, documents, extractor.threads, AHEAD * extractor.threads)
+    for outcome in outcomes:
         write(outcome)
     return time.perf_counter() - began

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from rasid.records import Article
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # A batch is a row group of Parquet and a step of filling a database. Where it ends depends on the records alone.
 _BATCH_ROWS = 1_024
@@ -42,17 +44,29 @@ def write_parquet(records: Path, old: Path | None, new: Path) -> None:
         ConfigError: if the older file is damaged or holds something else.
         DataError: if a line of `records` is no record.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = _schema()
-    # Statistics of texts help no query, and make the footer, which is held in memory, grow.
-    with new.open("wb") as out, pq.ParquetWriter(out, schema, compression="zstd", write_statistics=False) as writer:
+    with parquet_writer(new) as writer:
         for batch in _row_groups(old) if old else ():
             writer.write_batch(batch)
         for articles in _batches(records):
-            rows = [article.model_dump() | {"meta": _meta(article)} for article in articles]
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+            writer.write_batch(parquet_rows(articles))
+
+
+@contextmanager
+def parquet_writer(path: Path) -> "Iterator[pq.ParquetWriter]":
+    """A new Parquet file of articles; each batch written to it is a row group."""
+    import pyarrow.parquet as pq
+
+    # Statistics of texts help no query, and make the footer, which is held in memory, grow.
+    with path.open("wb") as out, pq.ParquetWriter(out, _schema(), compression="zstd", write_statistics=False) as writer:
+        yield writer
+
+
+def parquet_rows(articles: Iterable[Article]) -> "pa.RecordBatch":
+    """Articles as rows of such a file."""
+    import pyarrow as pa
+
+    rows = [article.model_dump() | {"meta": _meta(article)} for article in articles]
+    return pa.RecordBatch.from_pylist(rows, schema=_schema())
 
 
 def write_duckdb(records: Path, old: Path | None, new: Path) -> None:

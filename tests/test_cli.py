@@ -14,6 +14,7 @@ from rasid.cli import app
 from rasid.inference import Extractor
 from rasid.records import Article, check_article, read_articles
 from rasid.settings import load_settings, shipped_model
+from rasid.workers import Workers
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 TEXTS = {"a.txt": "وصلت قسد إلى حلب\nثم غادرت", "sub/b.txt": "قصف الطيران محيط سرمين", "sub/deep/c.txt": "لا شيء"}
@@ -201,7 +202,10 @@ def test_killed_and_repeated(folder):
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
-def test_processes_write_the_same(folder):
+def test_processes_write_the_same(folder, monkeypatch):
+    asked: list[tuple] = []
+    begin = Workers.__init__
+    monkeypatch.setattr(Workers, "__init__", lambda self, *args: asked.append(args) or begin(self, *args))
     (folder / "bad.txt").write_bytes(b"\x89PNG\x00\x00")
     for name, options in {"threads": (), "processes": ("--processes", 2)}.items():
         result = call("predict", folder, "--out", f"{name}/out.jsonl", *options)
@@ -210,6 +214,7 @@ def test_processes_write_the_same(folder):
         assert Path("processes", name).read_bytes() == Path("threads", name).read_bytes()
     result = call("predict", folder, "--processes", 2)
     assert result.stdout_bytes == Path("threads/out.jsonl").read_bytes()
+    assert asked == [(shipped_model(), 2, 600.0)] * 2
     refused = call("predict", folder, "--processes", 2, "--threads", 2)
     assert refused.exit_code == 2 and "--threads: each of several --processes has one" in refused.stderr
 

@@ -18,7 +18,19 @@ from rasid.cli import app
 from rasid.documents import Document, ReadOptions
 from rasid.errors import ConfigError, RasidError
 from rasid.inference import Extractor
-from rasid.parts import Receipt, check_complete, cut, deal, join_parts, plan_files, staging, staging_of, write_part
+from rasid.outputs import check_output
+from rasid.parts import (
+    Receipt,
+    check_complete,
+    cut,
+    deal,
+    join_parts,
+    place_files,
+    plan_files,
+    staging,
+    staging_of,
+    write_part,
+)
 from rasid.predict_cli import _sources
 from rasid.prediction import Summary
 from rasid.records import Article
@@ -120,7 +132,7 @@ def test_a_machine_dies_on_the_way(tmp_path, cluster):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in "abc":
-        lines = [json.dumps({"text": SHORT, "id": f"x{n}"}) for n in range(1024)]
+        lines = [json.dumps({"text": SHORT, "id": f"x{n}", "from": f"{name}{n}"}) for n in range(1024)]
         lines[700] = "{" + "broken" * 200_000  # large enough for a share of its own
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     out, errors = tmp_path / "out" / "results.parquet", tmp_path / "out" / "errors.jsonl"
@@ -145,9 +157,10 @@ def test_a_machine_dies_on_the_way(tmp_path, cluster):
     found = rows(out)
     alike = [f"x{n}" for n in range(1024) if n != 700]
     assert [r["id"] for r in found] == [*alike, *(f"{id}#2" for id in alike), *(f"{id}#3" for id in alike)]
+    assert [json.loads(r["meta"])["from"] for r in found] == [f"{f}{n}" for f in "abc" for n in range(1024) if n != 700]
     article = Extractor.load(threads=1)(SHORT)
     expected = parquet_rows([article]).to_pylist()[0]
-    assert article.entities and all(r == {**expected, "id": r["id"]} for r in found)
+    assert article.entities and all(r == {**expected, "id": r["id"], "meta": r["meta"]} for r in found)
     entries = [json.loads(line) for line in errors.read_text(encoding="utf-8").splitlines()]
     assert [(e["path"], e["id"]) for e in entries] == [(f"{folder}/{n}.jsonl:701", f"{n}.jsonl#701") for n in "abc"]
     assert sorted(p.name for p in out.parent.iterdir()) == ["errors.jsonl", "results.parquet"]
@@ -166,6 +179,11 @@ def test_a_machine_dies_on_the_way(tmp_path, cluster):
         (
             ["IN", "--out", "a.parquet", "--errors", "mine.parquet"],
             "mine.parquet: is a folder; give the path of a file",
+        ),
+        (["old.parquet", "--out", "old.parquet", "--fresh"], "old.parquet: is itself to be read"),
+        (
+            ["mine.parquet/notes.txt", "--out", "mine.parquet", "--fresh"],
+            "mine.parquet/notes.txt: is itself to be read",
         ),
         (["IN", "--out", "old.parquet"], "old.parquet: is there already; replace it with --fresh"),
         (["IN", "--out", "mine.parquet", "--fresh"], "mine.parquet: holds more than Parquet files, such as notes.txt"),
@@ -213,6 +231,34 @@ def test_ray_is_missing(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     result = call("predict", folder, "--engine", "ray", "--out", "a.parquet")
     assert result.exit_code == 2 and "needs ray: pip install 'rasid[ray]'" in result.stderr
+
+
+def test_interrupted_by_the_user(folder, monkeypatch):
+    import rasid.cluster
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rasid.cluster, "predict_on_cluster", interrupted)
+    result = call("predict", folder, "--engine", "ray", "--out", "a.parquet")
+    assert result.exit_code == 130 and "interrupted; nothing was written" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "message"),
+    [
+        (ConfigError("out: cannot be written by b\nConfigure `ray.data`."), ConfigError, "out: cannot be written by b"),
+        (MemoryError("too much"), RasidError, "the cluster gave up: too much"),
+    ],
+)
+def test_what_goes_wrong_on_a_machine_is_told_in_a_line(cause, kind, message):
+    from ray.exceptions import RayTaskError
+
+    from rasid.ray_session import failures_told
+
+    with pytest.raises(RasidError) as error, failures_told():
+        raise RayTaskError("read", "Traceback", cause).as_instanceof_cause()
+    assert type(error.value) is kind and str(error.value) == message
 
 
 def article(id: str) -> Article:
@@ -327,5 +373,71 @@ def test_results_are_no_articles(folder):
 
 def test_a_summary_of_several_parts():
     one, other = (Summary(2, 10, 1, 9.0, Counter(A=1), Counter(R=2)), Summary(1, 5, 0, 1.0, Counter(A=2, B=1)))
-    one.join(other)
+    one.merge(other)
     assert one == Summary(3, 15, 1, 9.0, Counter(A=3, B=1), Counter(R=2))
+
+
+# What Ray is not needed for
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch) -> Iterator[tuple[Path, Path]]:
+    """A staging folder with a finished file, and the output folder."""
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "results.parquet"
+    with staging(out) as folder:
+        (folder / "joined" / "articles-00000.parquet").write_bytes(b"new")
+        yield folder, out
+
+
+def test_an_output_of_this_machine_leaves_a_running_cluster_alone(finished):
+    folder, out = finished
+    check_output(out, "parquet")
+    place_files(folder, out, fresh=False)
+    assert (out / "articles-00000.parquet").read_bytes() == b"new"
+
+
+def test_results_that_came_in_between_are_not_replaced(finished):
+    folder, out = finished
+    out.mkdir()
+    (out / "articles-00000.parquet").write_bytes(b"of another")
+    with pytest.raises(ConfigError, match="is there already") as caught:
+        place_files(folder, out, fresh=False)
+    assert (out / "articles-00000.parquet").read_bytes() == b"of another"
+    (kept,) = out.parent.glob("results.parquet.*")
+    assert str(kept) in str(caught.value) and (kept / "articles-00000.parquet").read_bytes() == b"new"
+
+
+def test_a_failure_in_the_middle_puts_the_old_results_back(finished, monkeypatch):
+    folder, out = finished
+    out.mkdir()
+    (out / "articles-00000.parquet").write_bytes(b"old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "joined" and target == out:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(ConfigError, match="Input/output error"):
+        place_files(folder, out, fresh=True)
+    assert (out / "articles-00000.parquet").read_bytes() == b"old"
+    (kept,) = out.parent.glob("results.parquet.*")
+    assert (kept / "articles-00000.parquet").read_bytes() == b"new"
+
+
+def test_a_cluster_that_gets_nothing_done_fails_in_words():
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    from rasid.ray_session import failures_told
+
+    with pytest.raises(RasidError, match="the cluster gave up: nothing was done"), failures_told():
+        raise ExecutionTimeoutError("nothing was done\nfor long")
+
+
+def test_a_machine_with_another_release(tmp_path):
+    from rasid.cluster import _Worker
+
+    with pytest.raises(ConfigError, match=r"has rasid .* and not 0\.0\.0; install the same on all"):
+        _Worker(None, "0.0.0", tmp_path, None)

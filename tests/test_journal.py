@@ -3,16 +3,18 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from rasid import journal as module
 from rasid.documents import Document
 from rasid.errors import ConfigError, DataError
-from rasid.journal import Journal
+from rasid.journal import ARTICLES, Journal
 from rasid.prediction import Outcome
 from rasid.records import Article
 from rasid.sources import Source
@@ -177,6 +179,47 @@ def test_a_journal_that_was_never_whole_is_begun_anew(place: Path, monkeypatch: 
         with begin(place) as journal:
             assert work(journal) == IDS
     assert number > 5
+
+
+class InterruptedFile:
+    """A file in the middle of whose writing the user presses Ctrl-C."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: bytes) -> int:
+        written = self.file.write(data)
+        signal.raise_signal(signal.SIGINT)
+        return written
+
+
+@pytest.mark.parametrize("saving", [True, False])
+def test_an_article_that_is_being_written_when_the_user_interrupts_is_there_once(
+    place: Path, saving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.0 if saving else 1e9)
+    handler = signal.getsignal(signal.SIGINT)
+    for done in range(1, 4):
+        with begin(place) as journal:
+            journal._articles = InterruptedFile(journal._articles)
+            with pytest.raises(KeyboardInterrupt):
+                work(journal)
+            journal.save()
+            assert journal.summary.articles == done
+        assert ids(place / ARTICLES) == IDS[:done]
+    assert signal.getsignal(signal.SIGINT) is handler
+    with begin(place) as journal:
+        assert work(journal) == IDS[3:]
+        journal.save()
+        assert ids(place / ARTICLES) == [id for id in IDS if id not in BAD]
+
+
+def test_a_journal_can_be_written_by_any_thread(place: Path) -> None:
+    with begin(place) as journal, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work, journal).result() == IDS
 
 
 def test_fresh_starts_over(place: Path) -> None:

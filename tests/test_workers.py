@@ -51,7 +51,7 @@ def test_a_process_that_is_killed_ends_the_batch_with_what_to_do() -> None:
                 multiprocessing.active_children()[0].kill()
             yield document
 
-    with Workers(shipped_model(), 2) as workers, pytest.raises(RasidError, match="one of 2 processes was killed"):
+    with Workers(shipped_model(), 2) as workers, pytest.raises(RasidError, match="one of 2 processes ended"):
         for _ in workers.read(some_of_them()):
             pass
 

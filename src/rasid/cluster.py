@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
@@ -26,9 +27,10 @@ from rasid.inference import Extractor
 from rasid.outputs import check_output, write_output
 from rasid.parallel import ordered_map
 from rasid.parts import (
-    Joint,
+    FilePlan,
     Receipt,
     check_complete,
+    check_place,
     clear_parts,
     cut,
     deal,
@@ -58,6 +60,7 @@ def predict_on_cluster(
     errors: Path,
     max_seconds: float | None = None,
     *,
+    fresh: bool = False,
     address: str | None = None,
     report: Callable[[int, int, int], None] = lambda done, total, documents: None,
 ) -> Summary:
@@ -69,9 +72,10 @@ def predict_on_cluster(
         model: An exported model; it is sent to the other machines.
         sources: What to read.
         options: How to read it.
-        out: The folder. What is there is replaced when all is done.
+        out: The folder.
         errors: Gets the errors; where there are none, no such file is written, and an earlier one goes.
         max_seconds: Longest time for one article.
+        fresh: Whether earlier results in the folder may be replaced, when all is done.
         address: Of a running cluster; by default one is started on this machine, for this run alone.
         report: Called now and then with the sources that are done, all sources, and the documents that are done.
 
@@ -80,26 +84,30 @@ def predict_on_cluster(
         RasidError: if the cluster fails.
     """
     began = time.perf_counter()
+    check_place(out, fresh=fresh)
     check_output(errors, "jsonl")
     shares = list(deal(sources))
-    summary, receipts, total, done = Summary(), list[Receipt](), sum(map(len, shares)), 0
+    lengths = [len(share) for share in shares]
+    summary, receipts, total, done = Summary(), list[Receipt](), sum(lengths), 0
     with staging(out) as folder, connected(address), failures_told():
-        for row in _work(model, shares, options, folder, max_seconds).iter_rows() if shares else ():
+        rows = _work(model, shares, options, folder, max_seconds).iter_rows() if shares else ()
+        del shares  # of a folder of millions they take a gigabyte or more
+        for row in rows:
             receipt = Receipt.model_validate_json(row["receipt"])
             receipts.append(receipt)
-            summary.join(Summary.from_dict(json.loads(row["summary"])))
-            done += len(shares[receipt.share]) if receipt.last else 0
+            summary.merge(Summary.from_dict(json.loads(row["summary"])))
+            done += lengths[receipt.share] if receipt.last else 0
             report(done, total, summary.articles + summary.failed)
         receipts.sort(key=lambda receipt: (receipt.share, receipt.number))
-        check_complete(receipts, len(shares))
+        check_complete(receipts, len(lengths))
         entries = folder / "errors.jsonl"
         with entries.open("w", encoding="utf-8") as file:
             _join(receipts, folder, file)
+        place_files(folder, out, fresh=fresh)
         if summary.failed:
             write_output(entries, errors, "jsonl")
         elif errors.is_file():  # of an earlier run, and no device such as /dev/null
             errors.unlink()
-        place_files(folder, out)
     summary.seconds = time.perf_counter() - began
     return summary
 
@@ -131,7 +139,7 @@ def _work(
             )
             .map(
                 _Worker,
-                fn_constructor_args=(ray.put(files), folder, max_seconds),
+                fn_constructor_args=(ray.put(files), version("rasid"), folder, max_seconds),
                 num_cpus=1,
                 compute=ActorPoolStrategy(min_size=1, initial_size=workers),
             )
@@ -157,7 +165,9 @@ def _read_sources(sources: Iterable[Source], options: ReadOptions, cwd: Path) ->
 class _Worker:
     """An extractor on one processor of some machine; turns parts into receipts."""
 
-    def __init__(self, files: "ray.ObjectRef[dict[str, bytes]]", folder: Path, max_seconds: float | None):
+    def __init__(self, files: "ray.ObjectRef[dict[str, bytes]]", release: str, folder: Path, max_seconds: float | None):
+        if (own := version("rasid")) != release:
+            raise ConfigError(f"{socket.gethostname()} has rasid {own} and not {release}; install the same on all")
         self._folder, self._max_seconds = folder, max_seconds
         with TemporaryDirectory() as model:
             for name, data in ray.get(files).items():
@@ -190,12 +200,12 @@ class _Worker:
 
 def _join(receipts: list[Receipt], folder: Path, errors: TextIO) -> None:
     """Join the parts to finished files, on all machines."""
-    join = ray.remote(join_parts)
+    join = ray.remote(max_retries=-1)(join_parts)  # as often as machines die
 
-    def finish(job: tuple[int, Joint]) -> Joint:
-        number, joint = job
-        ray.get(join.remote(joint, folder, number))
-        return joint
+    def finish(job: tuple[int, FilePlan]) -> FilePlan:
+        number, plan = job
+        ray.get(join.remote(plan, folder, number))
+        return plan
 
-    for joint in ordered_map(finish, enumerate(plan_files(receipts, folder, errors)), _JOINS):
-        clear_parts(joint, folder)
+    for plan in ordered_map(finish, enumerate(plan_files(receipts, folder, errors)), _JOINS):
+        clear_parts(plan, folder)

@@ -24,6 +24,9 @@ def check_request(
         raise ConfigError("--engine ray: other machines have no part in - (standard input); give files or folders")
     if out is None or out.suffix.lower() != ".parquet":
         raise ConfigError("--engine ray: writes a folder of Parquet files; name it, such as --out results.parquet")
+    for path in inputs:
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"{path}: is itself to be read; give another --out than {out}")
     if errors is not None and out.resolve() in errors.resolve().parents:
         raise ConfigError(f"{errors}: is in {out}, which is for the results alone; give --errors another place")
     if append:
@@ -44,10 +47,12 @@ def run(
     out: Path,
     errors: Path,
     max_seconds: float,
-    address: str | None,
     progress: Progress,
+    *,
+    fresh: bool,
+    address: str | None,
 ) -> Summary:
-    """Do a batch on a cluster and show how far it is; the arguments are those of `predict_on_cluster`."""
+    """Do a batch on a cluster and show how far it is; see `predict_on_cluster`."""
     from rasid.cluster import predict_on_cluster
 
     task = progress.add_task("files", total=None, articles="0")
@@ -55,4 +60,6 @@ def run(
     def report(done: int, total: int, documents: int) -> None:
         progress.update(task, completed=done, total=total, articles=f"{documents:,}")
 
-    return predict_on_cluster(model, sources, options, out, errors, max_seconds, address=address, report=report)
+    return predict_on_cluster(
+        model, sources, options, out, errors, max_seconds, fresh=fresh, address=address, report=report
+    )

@@ -11,10 +11,12 @@ A folder beside the output, gone when the batch is done:
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -181,15 +183,16 @@ class Journal:
                     yield json.loads(lines.readline())["id"]
 
     def write(self, outcome: Outcome) -> None:
-        """Add what came of the next of `documents`, in their order."""
-        try:
-            (self._articles if outcome.record else self._errors).write(outcome.line.encode("utf-8"))
-        except OSError as error:
-            raise self._cannot_write(self.folder, error) from error
-        self.summary.add(outcome)
-        self.progress.source, self.progress.documents = self._ahead.popleft()
-        if time.monotonic() - self._saved >= INTERVAL:
-            self.save()
+        """Add what came of the next of `documents`, in their order; Ctrl-C has effect afterwards."""
+        with _without_interrupts():
+            try:
+                (self._articles if outcome.record else self._errors).write(outcome.line.encode("utf-8"))
+            except OSError as error:
+                raise self._cannot_write(self.folder, error) from error
+            self.summary.add(outcome)
+            self.progress.source, self.progress.documents = self._ahead.popleft()
+            if time.monotonic() - self._saved >= INTERVAL:
+                self.save()
 
     def save(self, *, complete: bool = False) -> None:
         """Make sure that what is written so far outlasts a power cut."""
@@ -293,3 +296,19 @@ def _write(path: Path, lines: Iterable[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Put Ctrl-C off until the end: in the middle, records and what is known of them would not agree."""
+    if threading.current_thread() is not threading.main_thread():  # only that one is ever interrupted
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)

@@ -55,7 +55,7 @@ class Receipt(BaseModel):
     size: int = 0
 
 
-Joint = list[tuple[str, dict[int, str]]]
+FilePlan = list[tuple[str, dict[int, str]]]
 """The parts of a finished file: names, and new ids of rows whose id some earlier article has."""
 
 
@@ -122,7 +122,7 @@ def staging(out: Path) -> Iterator[Path]:
 def staging_of(out: Path) -> Path:
     """Where `staging` is."""
     place = out.resolve()
-    return place.with_name(f".{place.name}.part")
+    return place.with_name(f".{place.name}.cluster")
 
 
 def _cannot_write(out: Path, error: OSError) -> ConfigError:
@@ -164,7 +164,7 @@ def check_complete(receipts: Iterable[Receipt], shares: int) -> None:
         raise RasidError(f"part {expected[1]} of share {expected[0]} of {shares} is not there once; run it again")
 
 
-def plan_files(receipts: Iterable[Receipt], folder: Path, errors: TextIO) -> Iterator[Joint]:
+def plan_files(receipts: Iterable[Receipt], folder: Path, errors: TextIO) -> Iterator[FilePlan]:
     """What goes into each finished file; at least one, that may be empty.
 
     Ids are made unique in the order of all documents, errors included, as they are where one process reads all.
@@ -179,7 +179,7 @@ def plan_files(receipts: Iterable[Receipt], folder: Path, errors: TextIO) -> Ite
     """
     unique = UniqueIds()
     receipts = list(receipts)
-    joint, size = Joint(), 0
+    plan, size = FilePlan(), 0
     for receipt, ids in zip(
         receipts, ordered_map(lambda receipt: _read_ids(receipt, folder), receipts, _READERS), strict=True
     ):
@@ -192,30 +192,37 @@ def plan_files(receipts: Iterable[Receipt], folder: Path, errors: TextIO) -> Ite
                 renamed[row] = id
             row += 1
         if size >= _FILE_BYTES:
-            yield joint
-            joint, size = Joint(), 0
+            yield plan
+            plan, size = FilePlan(), 0
         if receipt.file:
-            joint.append((receipt.file, renamed))
+            plan.append((receipt.file, renamed))
             size += receipt.size
-    yield joint
+    yield plan
 
 
 def _read_ids(receipt: Receipt, folder: Path) -> list[str]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     ids: list[str] = []
     if receipt.file:
-        ids = pq.ParquetFile(folder / _PARTS / receipt.file).read(columns=["id"])["id"].to_pylist()
+        try:
+            ids = pq.ParquetFile(folder / _PARTS / receipt.file).read(columns=["id"])["id"].to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise RasidError(
+                f"{folder / _PARTS / receipt.file}: was written by another machine and cannot be read here ({error}); "
+                "give an --out that all machines see under the same path"
+            ) from error
     if len(ids) != receipt.documents - len(receipt.errors):
         raise RasidError(f"{folder / _PARTS / receipt.file}: {len(ids)} records, not what was written; run it again")
     return ids
 
 
-def join_parts(joint: Joint, folder: Path, number: int) -> None:
+def join_parts(plan: FilePlan, folder: Path, number: int) -> None:
     """Make a finished file; safe to be done twice, even at once, as long as the parts are there.
 
     Args:
-        joint: Its parts.
+        plan: Its parts.
         folder: The staging folder, as this machine sees it.
         number: Its place among the finished files.
     """
@@ -224,7 +231,7 @@ def join_parts(joint: Joint, folder: Path, number: int) -> None:
 
     new = folder / _PARTS / f"{uuid4().hex}.parquet"
     with parquet_writer(new) as writer:
-        for name, renamed in joint:
+        for name, renamed in plan:
             table = pq.ParquetFile(folder / _PARTS / name).read()
             if renamed:
                 ids = [renamed.get(row, id) for row, id in enumerate(table["id"].to_pylist())]
@@ -234,9 +241,9 @@ def join_parts(joint: Joint, folder: Path, number: int) -> None:
     new.replace(folder / _JOINED / f"articles-{number:05}.parquet")
 
 
-def clear_parts(joint: Joint, folder: Path) -> None:
+def clear_parts(plan: FilePlan, folder: Path) -> None:
     """Take away the parts of a file that is finished, so that the disk need not hold everything twice."""
-    for name, _ in joint:
+    for name, _ in plan:
         (folder / _PARTS / name).unlink()
 
 
@@ -254,16 +261,30 @@ def check_place(out: Path, *, fresh: bool) -> None:
         raise ConfigError(f"{out}: holds more than Parquet files, such as {others[0]}; give another --out")
 
 
-def place_files(folder: Path, out: Path) -> None:
+def place_files(folder: Path, out: Path, *, fresh: bool) -> None:
     """Put the finished files in place, instead of what is there: all at once, unless the machine stops in between.
 
     Args:
         folder: The staging folder.
         out: The output folder.
+        fresh: Whether earlier results there may be replaced.
+
+    Raises:
+        ConfigError: if it is not possible; says where the files are.
     """
-    place = out.resolve()
-    sync(folder / _JOINED)
-    if place.exists():
-        place.rename(folder / "replaced")
-    (folder / _JOINED).rename(place)
+    place, joined, replaced = out.resolve(), folder / _JOINED, folder / "replaced"
+    sync(joined)
+    try:
+        check_place(out, fresh=fresh)
+        if place.exists():
+            place.rename(replaced)
+        joined.rename(place)
+    except BaseException as error:
+        if not joined.exists():  # it was in place already
+            raise
+        if replaced.exists():
+            replaced.rename(place)
+        kept = place.with_name(f"{place.name}.{uuid4().hex[:8]}")
+        joined.rename(kept)
+        raise ConfigError(f"{out}: the results cannot be put there, and are in {kept} instead: {error}") from error
     sync(place.parent)

@@ -105,7 +105,9 @@ def predict(
         assert out is not None and errors is not None, "was checked"
         try:
             with progress_bar() as progress:
-                summary = cluster_cli.run(folder, sources, options, out, errors, max_seconds, address, progress)
+                summary = cluster_cli.run(
+                    folder, sources, options, out, errors, max_seconds, progress, fresh=fresh, address=address
+                )
         except KeyboardInterrupt:
             stderr.print("interrupted; nothing was written", highlight=False)
             raise typer.Exit(INTERRUPTED) from None

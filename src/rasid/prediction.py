@@ -66,7 +66,7 @@ class Summary:
         self.entities.update(e.type for e in outcome.record.entities)
         self.relations.update(r.type for r in outcome.record.relations)
 
-    def join(self, other: Self) -> None:
+    def merge(self, other: Self) -> None:
         """Count what another part of the batch came to; its time is left out, as both may have run at once."""
         self.articles += other.articles
         self.characters += other.characters

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import ray
+from ray.data.exceptions import ExecutionTimeoutError
 
 from rasid.errors import ConfigError, RasidError
 from rasid.parallel import processors
@@ -25,6 +26,7 @@ def connected(address: str | None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
+    os.environ.setdefault("RAY_worker_niceness", "0")  # on our own cluster; else all other programs go first
     own = {"num_cpus": processors(), "object_store_memory": _STORE_BYTES, "include_dashboard": False}
     try:
         if address is not None:
@@ -81,7 +83,7 @@ def failures_told() -> Iterator[None]:
     """Turns what Ray raises into the error behind it, if it is one of ours, or one line."""
     try:
         yield
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, RasidError):
             raise type(cause)(_first_line(cause)) from error  # to which Ray has added advice about itself

@@ -51,8 +51,7 @@ class Workers:
             yield from ordered_map(_read, jobs, self.processes, AHEAD * self.processes, self._pool)
         except BrokenProcessPool as error:
             raise RasidError(
-                f"one of {self.processes} processes was killed, perhaps for want of memory; the same command goes on "
-                "where this one stopped, and with fewer --processes it needs less"
+                f"one of {self.processes} processes ended, perhaps for want of memory; give fewer --processes"
             ) from error
 
 

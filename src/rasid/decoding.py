@@ -203,6 +203,8 @@ def span_score(
 def cut_proclitic(word: str, logits: Floats, proclitics: str) -> tuple[int, float]:
     """`(offset, probability)` of the best cut of an entity's first word that the word allows, out of logits [K]."""
     cuts = proclitic_cuts(word, proclitics, longest=len(logits) - 1)
+    if len(cuts) == 1:
+        return cuts[0], 1.0
     probs = np.exp(log_softmax(logits[: len(cuts)]))
     best = int(probs.argmax())
     return cuts[best], float(probs[best])

@@ -185,17 +185,27 @@ def test_interrupted_by_the_user(folder, monkeypatch):
     assert sorted(names()) == ["out.jsonl", "whole.jsonl"]
 
 
-def test_killed_and_repeated(folder):
-    """… at moments that are told by what is written, not by a clock."""
+def write_many(folder: Path) -> None:
+    """Enough articles for a process to be caught in the middle of them."""
     for n in range(60):
         (folder / f"{n:02}.txt").write_text(f"وصلت الكتيبة {n} إلى حلب.\n" * 20, encoding="utf-8")
+
+
+def wait_until_written(process: subprocess.Popen, least: int) -> None:
+    """Until a batch with the output `out.jsonl` has so many bytes of records, or has ended."""
+    written = Path("out.jsonl.journal/articles.jsonl")
+    while process.poll() is None and not (written.exists() and written.stat().st_size >= least):
+        pass
+
+
+def test_killed_and_repeated(folder):
+    """… at moments that are told by what is written, not by a clock."""
+    write_many(folder)
     assert call("predict", folder, "--out", "whole.jsonl").exit_code == 0
     command = [*SCRIPT, "predict", str(folder), "--out", "out.jsonl", "--threads", "1"]
-    written = Path("out.jsonl.journal/articles.jsonl")
     for least in (1, 20_000):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (written.exists() and written.stat().st_size >= least):
-            pass
+        wait_until_written(process, least)
         process.kill()
         process.wait()
     assert call("predict", folder, "--out", "out.jsonl").exit_code == 0
@@ -221,14 +231,11 @@ def test_processes_write_the_same(folder, monkeypatch):
 
 def test_interrupted_by_the_user_with_processes(folder):
     """Ctrl-C reaches all processes of a terminal at once; here as soon as something is written."""
-    for n in range(60):
-        (folder / f"{n:02}.txt").write_text(f"وصلت الكتيبة {n} إلى حلب.\n" * 20, encoding="utf-8")
+    write_many(folder)
     assert call("predict", folder, "--out", "whole.jsonl").exit_code == 0
     command = [*SCRIPT, "predict", str(folder), "--out", "out.jsonl", "--processes", "2"]
-    written = Path("out.jsonl.journal/articles.jsonl")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while process.poll() is None and not (written.exists() and written.stat().st_size):
-        pass
+    wait_until_written(process, 1)
     os.killpg(process.pid, signal.SIGINT)
     _, told_by_it = process.communicate(timeout=60)
     assert process.returncode == 130, told_by_it

@@ -44,9 +44,8 @@ from rasid.prediction import Summary, predict_one
 from rasid.ray_session import connected, failures_told
 from rasid.sources import Source, printable
 
-_PATIENCE = (
-    2400.0  # seconds in which nothing gets done: an article that kills all who read it must not go round forever
-)
+# Seconds in which nothing gets done: an article that kills all who read it must not go round forever.
+_PATIENCE = 2400.0
 _JOINS = 16  # at once
 
 Row = dict[str, Any]

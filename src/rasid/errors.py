@@ -22,3 +22,8 @@ class ModelError(RasidError):
 def describe(error: ValidationError) -> str:
     """All problems of a pydantic error on one line: `field.path: problem; field.path: problem`."""
     return "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'record'}: {e['msg']}" for e in error.errors())
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, on one line; the name of its class if it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

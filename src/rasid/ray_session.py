@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from rasid.errors import ConfigError, RasidError
+from rasid.errors import ConfigError, RasidError, first_line
 from rasid.parallel import processors
 
 _CONNECT_SECONDS = 10.0
@@ -37,7 +37,7 @@ def connected(address: str | None) -> Iterator[None]:
         raise
     except Exception as error:  # some of Ray's have no class of their own
         where = f"--address {address}: no Ray cluster can be reached there" if address else "Ray cannot be started here"
-        raise ConfigError(f"{where}: {_first_line(error)}") from error
+        raise ConfigError(f"{where}: {first_line(error)}") from error
     try:
         yield
     finally:
@@ -86,9 +86,5 @@ def failures_told() -> Iterator[None]:
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, RasidError):
-            raise type(cause)(_first_line(cause)) from error  # to which Ray has added advice about itself
-        raise RasidError(f"the cluster gave up: {_first_line(cause or error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+            raise type(cause)(first_line(cause)) from error  # to which Ray has added advice about itself
+        raise RasidError(f"the cluster gave up: {first_line(cause or error)}") from error

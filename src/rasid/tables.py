@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rasid.errors import ConfigError, DataError, describe
+from rasid.errors import ConfigError, DataError, describe, first_line
 from rasid.records import Article
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def write_duckdb(records: Path, old: Path | None, new: Path) -> None:
             database.commit()
             database.execute("CHECKPOINT")  # closing does so too, but says nothing if it fails
     except duckdb.Error as error:
-        raise OSError(_first_line(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def settle_database(path: Path) -> None:
@@ -113,7 +113,7 @@ def settle_database(path: Path) -> None:
         duckdb.connect(path).close()
     except duckdb.Error as error:
         raise ConfigError(
-            f"{path}: cannot be opened ({_first_line(error)}); close it elsewhere, or write to another file"
+            f"{path}: cannot be opened ({first_line(error)}); close it elsewhere, or write to another file"
         ) from error
     if path.with_name(f"{path.name}.wal").exists():  # would be taken for the log of the new file
         raise ConfigError(f"{path}: is open in this program too, with changes; close it there")
@@ -185,7 +185,7 @@ def _row_groups(old: Path) -> Iterator["pa.RecordBatch"]:
                 yield from file.iter_batches(_BATCH_ROWS, row_groups=[group])
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(
-            f"{old}: cannot be appended to: not a sound Parquet file ({_first_line(error)}); write to another file"
+            f"{old}: cannot be appended to: not a sound Parquet file ({first_line(error)}); write to another file"
         ) from error
 
 
@@ -218,7 +218,3 @@ def _parts() -> "tuple[dict[str, pa.DataType], dict[str, pa.DataType]]":
     text, position, score = pa.string(), pa.int32(), pa.float64()
     entity = {"id": text, "type": text, "start": position, "end": position, "text": text, "score": score}
     return entity | {"normalized": text}, {"type": text, "head": text, "tail": text, "score": score}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -150,7 +150,7 @@ def pieces(text: str) -> list[int]:
 def check_blocks(texts: list[str], block: int) -> list[list[int]]:
     """Full, framed, and together all pieces in order but those that fill no block."""
     stream = [piece for text in texts for piece in [*pieces(text), END]]
-    blocks = list(make_blocks(texts, TOKENIZER, TextSettings(), block))
+    blocks = make_blocks(texts, TOKENIZER, TextSettings(), block).tolist()
     assert all(len(b) == block and b[0] == BEGIN and b[-1] == END for b in blocks)
     inside = [piece for b in blocks for piece in b[1:-1]]
     assert inside == stream[: len(inside)]
@@ -173,16 +173,16 @@ def test_texts_that_fill_blocks_exactly(whole: int, more: int) -> None:
 
 
 def test_no_text_no_blocks() -> None:
-    assert list(make_blocks([], TOKENIZER, TextSettings(), 16)) == []
+    assert make_blocks([], TOKENIZER, TextSettings(), 16).shape == (0, 16)
 
 
 def test_blocks_are_of_normalised_text() -> None:
     plain, marked = "وصلت قوات إلى حلب " * 5, "وصلَتْ قـــواتٌ إلى حَلَب " * 5
     assert normalize(marked, TextSettings().normalization).text == plain
-    expected = list(make_blocks([plain], TOKENIZER, TextSettings(), 16))
+    expected = make_blocks([plain], TOKENIZER, TextSettings(), 16).tolist()
     assert len(expected) > 0
-    assert list(make_blocks([marked], TOKENIZER, TextSettings(), 16)) == expected
-    assert list(make_blocks([marked], TOKENIZER, TextSettings(normalization=()), 16)) != expected
+    assert make_blocks([marked], TOKENIZER, TextSettings(), 16).tolist() == expected
+    assert make_blocks([marked], TOKENIZER, TextSettings(normalization=()), 16).tolist() != expected
 
 
 # Training

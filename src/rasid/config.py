@@ -238,7 +238,7 @@ class PretrainConfig(RawTextConfig):
         block: Pieces per training sequence.
         masked: Share of the pieces that are masked.
         seed: Of the order, the masks and the new prediction head.
-        epochs, batch_size, learning_rate, weight_decay, warmup, precision: As in `TrainingConfig`.
+        epochs, batch_size, learning_rate, weight_decay, warmup, precision, workers: As in `TrainingConfig`.
     """
 
     base: str = "compact"
@@ -253,6 +253,7 @@ class PretrainConfig(RawTextConfig):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Ratio = 0.06
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
 
 
 Config = TypeVar("Config", bound=BaseModel)

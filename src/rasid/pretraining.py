@@ -3,10 +3,13 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
@@ -33,19 +36,23 @@ from rasid.training import CHECKPOINTS, last_checkpoint, on_this_machine, uses_b
 logger = logging.getLogger(__name__)
 
 BASE_FOLDER, FACTS_FILE = "base", "pretraining.json"
+BATCH = 1000  # texts tokenized at once, on all processors
 HELD_OUT = 64  # blocks whose loss tells before and after apart
 
 
-def make_blocks(texts: Iterable[str], tokenizer: Tokenizer, settings: TextSettings, block: int) -> Iterator[list[int]]:
-    """Pieces of all texts, one after another, in full blocks of `block` with special tokens at both ends."""
+def make_blocks(
+    texts: Iterable[str], tokenizer: Tokenizer, settings: TextSettings, block: int
+) -> npt.NDArray[np.int32]:
+    """Pieces of all texts, one after another, in full blocks with special tokens at both ends: int32 [N, block]."""
     begin, end = tokenizer.encode("").ids
-    rest: list[int] = []
-    for text in texts:
-        rest += [*tokenizer.encode(normalize(text, settings.normalization).text, add_special_tokens=False).ids, end]
-        whole = len(rest) - len(rest) % (block - 2)
-        for start in range(0, whole, block - 2):
-            yield [begin, *rest[start : start + block - 2], end]
-        rest = rest[whole:]
+    normal = (normalize(text, settings.normalization).text for text in texts)
+    parts = [np.zeros(0, dtype=np.int32)]
+    while batch := list(islice(normal, BATCH)):
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            parts.append(np.array([*encoding.ids, end], dtype=np.int32))
+    pieces = np.concatenate(parts)
+    inside = pieces[: len(pieces) - len(pieces) % (block - 2)].reshape(-1, block - 2)
+    return np.pad(inside, ((0, 0), (1, 1)), constant_values=((0, 0), (begin, end)))
 
 
 class MaskedTrainer(Trainer):  # type: ignore[misc]
@@ -91,12 +98,16 @@ def pretrain(config: PretrainConfig) -> Path:
         raise ConfigError(f"block is {config.block}, but {config.base} reads {longest} pieces at most; lower it")
     model = _masked_model(encoder)
     texts = read_paragraphs(config.corpus, config.about, config.mentions)
-    blocks = list(make_blocks(texts, tokenizer.backend_tokenizer, config.text, config.block))
+    blocks = make_blocks(texts, tokenizer.backend_tokenizer, config.text, config.block)
     if len(blocks) <= HELD_OUT:
         raise DataError(
             f"the corpus gives {len(blocks)} blocks of {config.block} pieces; more than {HELD_OUT} are needed"
         )
-    data = Dataset.from_dict({"input_ids": blocks}).train_test_split(test_size=HELD_OUT, seed=config.seed)
+    data = (
+        Dataset.from_dict({"input_ids": blocks})
+        .with_format("numpy")
+        .train_test_split(test_size=HELD_OUT, seed=config.seed)
+    )
     logger.info("%d blocks of %d pieces", len(data["train"]), config.block)
     checkpoints = config.output / CHECKPOINTS
     trainer = MaskedTrainer(
@@ -113,6 +124,8 @@ def pretrain(config: PretrainConfig) -> Path:
             bf16=uses_bfloat16(config.precision),
             use_cpu=not torch.cuda.is_available(),
             prediction_loss_only=True,
+            dataloader_num_workers=config.workers,
+            dataloader_pin_memory=torch.cuda.is_available(),
             save_steps=200,
             save_total_limit=1,
             logging_steps=20,

@@ -2,18 +2,19 @@
 
     python benchmarks/noise.py models/rasid-compact data/test.jsonl
 
-Misspells a share of the letters that each kind of `rasid.augmentation.NOISE` could change, and prints strict micro F1
-of entities and relations in points of 100, with the loss against the corpus as it stands: the mean over the seeds.
+Misspells a share of the letters that each kind of `rasid.training.augmentation.NOISE` could change, and prints strict
+micro F1 of entities and relations in points of 100, with the loss against the corpus as it stands: the mean over the
+seeds.
 """
 
 import argparse
 import random
 from pathlib import Path
 
-from rasid.augmentation import NOISE, add_noise
-from rasid.evaluation import strict_f1
 from rasid.inference import Extractor
 from rasid.records import Article, read_articles
+from rasid.scoring.evaluation import strict_f1
+from rasid.training.augmentation import NOISE, add_noise
 
 
 def measure(extractor: Extractor, articles: list[Article], kinds: list[str], rate: float, seeds: int) -> list[float]:

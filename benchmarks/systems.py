@@ -57,7 +57,7 @@ class Checkpoint(Engine):
     def __init__(self, folder: Path, threads: int):
         import torch
 
-        from rasid.checkpoint import load_torch_extractor
+        from rasid.modeling.checkpoint import load_torch_extractor
 
         torch.set_num_threads(threads)
         self.extractor = load_torch_extractor(folder)
@@ -124,8 +124,8 @@ def make_tagger(checkpoint: Path, folder: Path) -> Any:
     """Write the encoder and the tag head of a checkpoint as a token classifier; returns its tokenizer."""
     from transformers import AutoModelForTokenClassification
 
-    from rasid.checkpoint import load_checkpoint, load_tokenizer
     from rasid.config import TokenizerConfig
+    from rasid.modeling.checkpoint import load_checkpoint, load_tokenizer
 
     model = load_checkpoint(checkpoint)
     config = model.encoder.config
@@ -172,9 +172,9 @@ def count_multiplications(folder: Path, texts: Sequence[str]) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from rasid.checkpoint import TorchBackend
     from rasid.inference import Extractor
-    from rasid.model import RasidConfig, RasidModel
+    from rasid.modeling.checkpoint import TorchBackend
+    from rasid.modeling.model import RasidConfig, RasidModel
 
     class Counting(TorchBackend):
         """Lets torch work, and answers with what the exported model says."""

@@ -110,7 +110,7 @@ def configure_toy(configure: Configure, toy: dict[str, Path]) -> Configure:
 @pytest.fixture(scope="session")
 def debug_run(tmp_path_factory: pytest.TempPathFactory, configure: Configure) -> Path:
     """The output folder of a finished run of configs/debug.yaml over small corpora."""
-    from rasid.run import run
+    from rasid.training.run import run
 
     output = tmp_path_factory.mktemp("debug") / "run"
     run(configure(output))
@@ -120,7 +120,7 @@ def debug_run(tmp_path_factory: pytest.TempPathFactory, configure: Configure) ->
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory, configure_toy: Configure) -> Path:
     """The output folder of a run that has learned the toy corpus."""
-    from rasid.run import run
+    from rasid.training.run import run
 
     output = tmp_path_factory.mktemp("toy") / "run"
     rates = ("training.encoder_learning_rate=3e-3", "training.head_learning_rate=3e-3")

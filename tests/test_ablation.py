@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rasid import ablation
-from rasid.ablation import RESULTS_FILE, ablate, pieces_per_second, render_table
-from rasid.ablation_plan import plan, read_ablation
-from rasid.cli import app
+from rasid.cli.main import app
 from rasid.config import load_config
 from rasid.errors import ConfigError, DataError
 from rasid.inference import Extractor
 from rasid.settings import shipped_model
+from rasid.studies import ablation
+from rasid.studies.ablation import RESULTS_FILE, ablate, pieces_per_second, render_table
+from rasid.studies.ablation_plan import plan, read_ablation
 
 ROOT = Path(__file__).parents[1]
 ABLATIONS = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))

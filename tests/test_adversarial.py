@@ -9,10 +9,10 @@ import torch
 from transformers import BertConfig, TrainingArguments
 
 from rasid.config import LossConfig, RunConfig
-from rasid.model import IGNORED, RasidConfig, RasidModel
+from rasid.modeling.model import IGNORED, RasidConfig, RasidModel
 from rasid.schema import Ontology
 from rasid.settings import ModelSettings
-from rasid.training import RasidTrainer, adversarial_change
+from rasid.training.trainer import RasidTrainer, adversarial_change
 
 ONTOLOGY = Ontology.model_validate(
     {"entity_types": ["UNIT"], "relation_types": {"WITH": {"head": ["UNIT"], "tail": ["UNIT"]}}}

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasid.augmentation import NOISE, Bank, add_noise, augment, rewrite
 from rasid.config import AugmentationConfig
 from rasid.records import Article, Entity, Relation, check_article
 from rasid.schema import Ontology
+from rasid.training.augmentation import NOISE, Bank, add_noise, augment, rewrite
 
 ONTOLOGY = Ontology.model_validate(
     {

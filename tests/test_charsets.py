@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rasid.charsets import decode, open_text
 from rasid.errors import DataError
+from rasid.reading.charsets import decode, open_text
 
 SENTENCES = [
     "دخل رتل إمداد تابع للتحالف الدولي ليل الأربعاء - الخميس عبر معبر سيمالكا.",

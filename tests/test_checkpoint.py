@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, PreTrainedTokenizerFast
 
-from rasid import checkpoint
-from rasid.checkpoint import create_model, load_checkpoint, load_encoder, load_torch_extractor, longest_window
 from rasid.errors import ConfigError, ModelError
-from rasid.export import export
 from rasid.inference import Extractor
+from rasid.modeling import checkpoint
+from rasid.modeling.checkpoint import create_model, load_checkpoint, load_encoder, load_torch_extractor, longest_window
+from rasid.modeling.export import export
 from rasid.records import check_article, read_articles
-from rasid.run import run
-from rasid.training import save_checkpoint
+from rasid.training.run import run
+from rasid.training.trainer import save_checkpoint
 
 Configure = Callable[..., Any]
 WORDS = "bert.embeddings.word_embeddings.weight"

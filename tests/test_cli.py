@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from rasid.cli import app
+from rasid.batch.workers import Workers
+from rasid.cli.main import app
 from rasid.inference import Extractor
 from rasid.records import Article, check_article, read_articles
 from rasid.settings import load_settings, shipped_model
-from rasid.workers import Workers
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 TEXTS = {"a.txt": "وصلت قسد إلى حلب\nثم غادرت", "sub/b.txt": "قصف الطيران محيط سرمين", "sub/deep/c.txt": "لا شيء"}
-SCRIPT = [sys.executable, "-c", "from rasid.cli import app; app()"]
+SCRIPT = [sys.executable, "-c", "from rasid.cli.main import app; app()"]
 TRAINING_PACKAGES = (
     "torch",
     "transformers",
@@ -398,7 +398,7 @@ def test_the_script_as_a_process(folder):
     code = (
         "import atexit, sys\n"
         f"atexit.register(lambda: print([m for m in {TRAINING_PACKAGES} if m in sys.modules], file=sys.stderr))\n"
-        "from rasid.cli import app\n"
+        "from rasid.cli.main import app\n"
         "app()"
     )
     done = subprocess.run([sys.executable, "-c", code, "predict", folder], capture_output=True, check=False)
@@ -430,7 +430,7 @@ def test_the_base_install_says_what_training_needs(folder):
         "import json, sys\n"
         f"sys.modules.update(dict.fromkeys({TRAINING_PACKAGES}))\n"
         "from typer.testing import CliRunner\n"
-        "from rasid.cli import app\n"
+        "from rasid.cli.main import app\n"
         f"results = [CliRunner().invoke(app, args) for args in {commands}]\n"
         "print(json.dumps([[r.exit_code, r.stderr, repr(r.exception)] for r in results]))"
     )

@@ -13,13 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from rasid import parts
-from rasid.cli import app
-from rasid.documents import Document, ReadOptions
-from rasid.errors import ConfigError, RasidError
-from rasid.inference import Extractor
-from rasid.outputs import check_output
-from rasid.parts import (
+from rasid.batch import parts
+from rasid.batch.outputs import check_output
+from rasid.batch.parts import (
     Receipt,
     check_complete,
     cut,
@@ -31,12 +27,16 @@ from rasid.parts import (
     staging_of,
     write_part,
 )
-from rasid.predict_cli import _sources
-from rasid.prediction import Summary
+from rasid.batch.prediction import Summary
+from rasid.batch.tables import parquet_rows
+from rasid.cli.main import app
+from rasid.cli.predict import _sources
+from rasid.errors import ConfigError, RasidError
+from rasid.inference import Extractor
+from rasid.reading.documents import Document, ReadOptions
+from rasid.reading.sources import Source, find_sources
 from rasid.records import Article
 from rasid.settings import shipped_model
-from rasid.sources import Source, find_sources
-from rasid.tables import parquet_rows
 
 DEADLINE = 120.0  # seconds, on a busy machine
 STORE = 100_000_000  # bytes
@@ -127,7 +127,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_machine_dies_on_the_way(tmp_path, cluster):
     import ray
 
-    from rasid.cluster import predict_on_cluster
+    from rasid.batch.cluster import predict_on_cluster
 
     folder = tmp_path / "in"
     folder.mkdir()
@@ -227,19 +227,19 @@ def test_an_address_without_a_cluster(folder):
 
 
 def test_ray_is_missing(folder, monkeypatch):
-    monkeypatch.delitem(sys.modules, "rasid.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "rasid.batch.cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     result = call("predict", folder, "--engine", "ray", "--out", "a.parquet")
     assert result.exit_code == 2 and "needs ray: pip install 'rasid[ray]'" in result.stderr
 
 
 def test_interrupted_by_the_user(folder, monkeypatch):
-    import rasid.cluster
+    import rasid.batch.cluster
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rasid.cluster, "predict_on_cluster", interrupted)
+    monkeypatch.setattr(rasid.batch.cluster, "predict_on_cluster", interrupted)
     result = call("predict", folder, "--engine", "ray", "--out", "a.parquet")
     assert result.exit_code == 130 and "interrupted; nothing was written" in result.stderr
 
@@ -254,7 +254,7 @@ def test_interrupted_by_the_user(folder, monkeypatch):
 def test_what_goes_wrong_on_a_machine_is_told_in_a_line(cause, kind, message):
     from ray.exceptions import RayTaskError
 
-    from rasid.ray_session import failures_told
+    from rasid.batch.ray_session import failures_told
 
     with pytest.raises(RasidError) as error, failures_told():
         raise RayTaskError("read", "Traceback", cause).as_instanceof_cause()
@@ -352,7 +352,7 @@ def test_two_runs_do_not_share_an_output(tmp_path):
     out = tmp_path / "out.parquet"
     with staging(out) as folder:
         write_part([article("a")], folder)
-        with pytest.raises(ConfigError, match="another process writes it"), staging(out):
+        with pytest.raises(ConfigError, match="another process writes this"), staging(out):
             pass
         assert len(list((folder / "parts").iterdir())) == 1
     staging_of(out).mkdir()
@@ -430,14 +430,14 @@ def test_a_failure_in_the_middle_puts_the_old_results_back(finished, monkeypatch
 def test_a_cluster_that_gets_nothing_done_fails_in_words():
     from ray.data.exceptions import ExecutionTimeoutError
 
-    from rasid.ray_session import failures_told
+    from rasid.batch.ray_session import failures_told
 
     with pytest.raises(RasidError, match="the cluster gave up: nothing was done"), failures_told():
         raise ExecutionTimeoutError("nothing was done\nfor long")
 
 
 def test_a_machine_with_another_release(tmp_path):
-    from rasid.cluster import _Worker
+    from rasid.batch.cluster import _Worker
 
     with pytest.raises(ConfigError, match=r"has rasid .* and not 0\.0\.0; install the same on all"):
         _Worker(None, "0.0.0", tmp_path, None)

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rasid import ablation, countries
-from rasid.cli import app
-from rasid.countries import Scores, leave_out, score
-from rasid.country_splits import CONTROL, ELSEWHERE, country_of, draw_fold, group_countries, split_countries
+from rasid.cli.main import app
 from rasid.errors import ConfigError, DataError
-from rasid.metrics import Score
 from rasid.records import Article, read_articles, write_articles
+from rasid.scoring.metrics import Score
+from rasid.studies import ablation, countries
+from rasid.studies.countries import Scores, leave_out, score
+from rasid.studies.country_splits import CONTROL, ELSEWHERE, country_of, draw_fold, group_countries, split_countries
 
 ROOT = Path(__file__).parents[1]
 TRAIN = {"SY": 20, "YE": 10, "ML": 3, "TD": 3, "XX": 2}

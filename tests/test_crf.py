@@ -10,9 +10,6 @@ import torch
 from pydantic import ValidationError
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from rasid import distillation
-from rasid.checkpoint import load_torch_extractor
-from rasid.crf import ILLEGAL, TagTransitions
 from rasid.decoding import (
     Span,
     allowed_transitions,
@@ -25,13 +22,16 @@ from rasid.decoding import (
 )
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, ModelError
-from rasid.export import export_fp32
 from rasid.inference import Extractor
-from rasid.model import IGNORED, RasidConfig, RasidModel
+from rasid.modeling.checkpoint import load_torch_extractor
+from rasid.modeling.crf import ILLEGAL, TagTransitions
+from rasid.modeling.export import export_fp32
+from rasid.modeling.model import IGNORED, RasidConfig, RasidModel
 from rasid.schema import Ontology
 from rasid.settings import ModelSettings, TextSettings, load_settings, shipped_model
 from rasid.text import split_words
-from rasid.training import save_checkpoint
+from rasid.training import distillation
+from rasid.training.trainer import save_checkpoint
 
 ONTOLOGY = Ontology.model_validate({"entity_types": ["UNIT", "PLACE"]})
 TAGS = len(ONTOLOGY.tags)

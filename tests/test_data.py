@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rasid.cli.data import app
 from rasid.corpus import (
     OPEN_MARK,
     check,
@@ -17,7 +18,6 @@ from rasid.corpus import (
     split,
     statistics,
 )
-from rasid.data_cli import app
 from rasid.errors import DataError, RasidError
 from rasid.formats import FORMATS, read, write
 from rasid.records import Article, Entity, Relation, read_articles

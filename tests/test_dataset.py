@@ -8,16 +8,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from rasid.dataset import Collator, Unpredictable, build_dataset, close_groups, label_counts, window_examples
 from rasid.decoding import Floats, Ints
 from rasid.encoding import TextEncoder
 from rasid.errors import DataError
 from rasid.inference import Extractor
-from rasid.metrics import links, score_entities, score_relations
-from rasid.model import IGNORED
+from rasid.modeling.model import IGNORED
 from rasid.records import Article, Entity, Relation, read_articles
 from rasid.schema import Ontology
+from rasid.scoring.metrics import links, score_entities, score_relations
 from rasid.settings import ModelSettings, TextSettings
+from rasid.training.dataset import Collator, Unpredictable, build_dataset, close_groups, label_counts, window_examples
 
 DATA = Path(__file__).parents[1] / "data"
 ONTOLOGY = Ontology.load(DATA / "ontology.yaml")

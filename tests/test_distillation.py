@@ -11,18 +11,18 @@ import pytest
 import torch
 from transformers import set_seed
 
-from rasid.calibration import dev_scores
-from rasid.checkpoint import create_model, load_checkpoint, load_torch_extractor
 from rasid.config import DistillationConfig, load_config
-from rasid.dataset import Collator, build_dataset, candidates
 from rasid.decoding import allowed_relations, log_softmax, sigmoid
-from rasid.distillation import EnsembleBackend, annotate, distil, load_teachers, soften, teach
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, DataError, ModelError
 from rasid.inference import Extractor
-from rasid.model import RasidModel
+from rasid.modeling.checkpoint import create_model, load_checkpoint, load_torch_extractor
+from rasid.modeling.model import RasidModel
 from rasid.records import Article, read_articles
-from rasid.training import fit, save_checkpoint
+from rasid.scoring.calibration import dev_scores
+from rasid.training.dataset import Collator, build_dataset, candidates
+from rasid.training.distillation import EnsembleBackend, annotate, distil, load_teachers, soften, teach
+from rasid.training.trainer import fit, save_checkpoint
 
 Configure = Callable[..., Any]
 

@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasid.documents import Document, ReadOptions, UniqueIds, read_documents
-from rasid.sources import STANDARD_INPUT, Source, find_sources
+from rasid.reading.documents import Document, ReadOptions, UniqueIds, read_documents
+from rasid.reading.sources import STANDARD_INPUT, Source, find_sources
 
 TEXT = "قسد حلب"
 SENTENCE = "دخل رتل إمداد تابع للتحالف الدولي ليل الأربعاء عبر معبر سيمالكا، وضم 37 شاحنة."

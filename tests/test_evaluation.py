@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from rasid.errors import ConfigError, DataError
-from rasid.evaluation import Evaluation, evaluate, word_report
-from rasid.figures import render_confusion
 from rasid.records import Article, Entity, Relation
-from rasid.report import find_errors, render_errors, render_summary
 from rasid.schema import Ontology
+from rasid.scoring.evaluation import Evaluation, evaluate, word_report
+from rasid.scoring.figures import render_confusion
+from rasid.scoring.report import find_errors, render_errors, render_summary
 
 ONTOLOGY = Ontology.model_validate(
     {

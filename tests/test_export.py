@@ -15,17 +15,17 @@ import torch
 from onnx import numpy_helper
 from transformers import set_seed
 
-from rasid import export as exporting
-from rasid.calibration import DevScores, dev_scores
-from rasid.checkpoint import TorchBackend, create_model, load_checkpoint, load_torch_extractor
 from rasid.decoding import LIKENESS
 from rasid.errors import ConfigError, DataError, ModelError
-from rasid.evaluation import strict_f1
-from rasid.export import check_parity, export, export_fp32, quantize
 from rasid.inference import Extractor, OnnxBackend
+from rasid.modeling import export as exporting
+from rasid.modeling.checkpoint import TorchBackend, create_model, load_checkpoint, load_torch_extractor
+from rasid.modeling.export import check_parity, export, export_fp32, quantize
 from rasid.records import Article, read_articles
+from rasid.scoring.calibration import DevScores, dev_scores
+from rasid.scoring.evaluation import strict_f1
 from rasid.settings import load_settings
-from rasid.training import save_checkpoint
+from rasid.training.trainer import save_checkpoint
 
 MISSING = ("torch", "transformers", "datasets", "accelerate", "omegaconf", "onnx", "safetensors", "jinja2")
 EXPORTED = {"config.json", "tokenizer.json", "encoder.onnx", "relations.onnx"}
@@ -322,7 +322,7 @@ def test_export_onto_a_file(toy_run: Path, toy_dev: list[Article], tmp_path: Pat
 @pytest.fixture(scope="module")
 def spans_only(toy: dict[str, Path], configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run for entities alone."""
-    from rasid.run import run
+    from rasid.training.run import run
 
     folder = tmp_path_factory.mktemp("spans")
     (folder / "ontology.yaml").write_text("entity_types: [UNIT, PLACE]\nproclitics: وبل\n", encoding="utf-8")

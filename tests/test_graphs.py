@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from transformers import AttentionInterface, BertConfig, BertModel
 
-from rasid.graphs import ATTENTION, declare_operators, split_norms
+from rasid.modeling.graphs import ATTENTION, declare_operators, split_norms
 
 HEADS, SIZE = 4, 8
 

@@ -408,7 +408,7 @@ def test_the_default_number_of_threads_where_affinity_is_unknown(monkeypatch):
 
 def test_inference_needs_no_training_packages():
     code = (
-        "import sys, rasid.inference, rasid.cli\n"
+        "import sys, rasid.inference, rasid.cli.main\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'omegaconf', 'onnx') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,13 +11,13 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from rasid import journal as module
-from rasid.documents import Document
+from rasid.batch import journal as module
+from rasid.batch.journal import ARTICLES, Journal
+from rasid.batch.prediction import Outcome
 from rasid.errors import ConfigError, DataError
-from rasid.journal import ARTICLES, Journal
-from rasid.prediction import Outcome
+from rasid.reading.documents import Document
+from rasid.reading.sources import Source
 from rasid.records import Article
-from rasid.sources import Source
 
 RUN = {"inputs": ["in"], "model": "m"}
 SOURCES = (Source(Path("in/a"), "a"), Source(Path("in/b\udce9"), "b\\udce9"), Source(Path("in/c"), "c", "gone"))
@@ -262,7 +262,7 @@ def test_another_batch(place: Path) -> None:
 
 
 def test_two_at_once(place: Path) -> None:
-    with begin(place), pytest.raises(ConfigError, match="another process writes this output"):
+    with begin(place), pytest.raises(ConfigError, match="another process writes this"):
         begin(place)
     with begin(place) as journal:
         assert work(journal) == IDS

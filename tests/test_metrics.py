@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rasid.errors import DataError
-from rasid.metrics import Table, align, confusion, links, score_entities, score_relations, word_tags
 from rasid.records import Article, Entity, Relation
 from rasid.schema import Ontology
+from rasid.scoring.metrics import Table, align, confusion, links, score_entities, score_relations, word_tags
 
 TEXT = "a b c d e f g h i j"  # entity n of a test is the letter at 2 n
 ONTOLOGY = Ontology.model_validate(

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertModel, set_seed
 
-from rasid.checkpoint import create_model, load_checkpoint
 from rasid.config import HeadConfig
-from rasid.dataset import Collator, Unpredictable, window_examples
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, ModelError
-from rasid.model import IGNORED, RasidConfig, RasidModel, last_layers
+from rasid.modeling.checkpoint import create_model, load_checkpoint
+from rasid.modeling.model import IGNORED, RasidConfig, RasidModel, last_layers
+from rasid.modeling.scorers import ContextScorer
 from rasid.records import read_articles
-from rasid.scorers import ContextScorer
-from rasid.training import save_checkpoint
+from rasid.training.dataset import Collator, Unpredictable, window_examples
+from rasid.training.trainer import save_checkpoint
 
 
 @pytest.fixture(scope="module")

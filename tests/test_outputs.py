@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rasid import tables
+from rasid.batch import tables
+from rasid.batch.outputs import SUFFIXES, OutputFormat, check_output, guess_format, write_output
 from rasid.errors import ConfigError, DataError
-from rasid.outputs import SUFFIXES, OutputFormat, check_output, guess_format, write_output
 from rasid.records import Article, Entity, Relation, write_articles
 
 FORMATS: tuple[OutputFormat, ...] = ("jsonl", "parquet", "duckdb")
@@ -467,7 +467,7 @@ def test_leftovers_of_a_killed_run(format: OutputFormat, tmp_path: Path) -> None
     kill = """
 import os, sys
 from pathlib import Path
-from rasid.outputs import write_output
+from rasid.batch.outputs import write_output
 Path.replace = lambda *_: os._exit(9)
 write_output(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], append=True)
 """

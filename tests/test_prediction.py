@@ -6,11 +6,11 @@ from itertools import count
 
 import pytest
 
-from rasid.documents import Document
+from rasid.batch.prediction import AHEAD, Outcome, Summary, predict
 from rasid.errors import DataError
 from rasid.inference import Extractor
 from rasid.parallel import ordered_map
-from rasid.prediction import AHEAD, Outcome, Summary, predict
+from rasid.reading.documents import Document
 from rasid.records import Article, Entity, Relation, parse_article
 from rasid.settings import shipped_model
 

@@ -18,18 +18,18 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, BertModel, DataCollatorForLanguageModeling, TrainerCallback, TrainingArguments
 from typer.testing import CliRunner
 
-from rasid import pretraining
-from rasid.base import describe_base, read_info
-from rasid.checkpoint import create_model, load_encoder
-from rasid.cli import app
+from rasid.bases.base import describe_base, read_info
+from rasid.bases.random_base import make_random_base
+from rasid.cli.main import app
 from rasid.config import PretrainConfig
 from rasid.errors import ConfigError, DataError, ModelError
-from rasid.model import IGNORED
-from rasid.pretraining import HELD_OUT, MaskedTrainer, make_blocks, pretrain
-from rasid.random_base import make_random_base
-from rasid.raw_text import read_paragraphs
+from rasid.modeling.checkpoint import create_model, load_encoder
+from rasid.modeling.model import IGNORED
 from rasid.settings import TextSettings, shipped_model
 from rasid.text import normalize
+from rasid.training import pretraining
+from rasid.training.pretraining import HELD_OUT, MaskedTrainer, make_blocks, pretrain
+from rasid.training.raw_text import read_paragraphs
 
 LINES = ("وصلت قوات إلى حلب.", "قصف وقصف آخر على قوات.", "طقس جميل اليوم.", "قوات قوات قوات")
 FOLLOWS = {"وصل": "اللواء", "اللواء": "إلى", "إلى": "حلب", "حلب": "ثم", "ثم": "وصل"}  # each word tells the next one

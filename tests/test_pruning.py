@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from rasid.checkpoint import create_model, load_checkpoint, load_torch_extractor
 from rasid.errors import ConfigError
-from rasid.model import last_layers
-from rasid.pruning import keep_layers, narrow
-from rasid.training import save_checkpoint
+from rasid.modeling.checkpoint import create_model, load_checkpoint, load_torch_extractor
+from rasid.modeling.model import last_layers
+from rasid.modeling.pruning import keep_layers, narrow
+from rasid.training.trainer import save_checkpoint
 
 SIZES = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from rasid.quantization import quantize_graph, scale_rows
+from rasid.modeling.quantization import quantize_graph, scale_rows
 
 ROWS, WIDE, NARROW = 6, 32, 8
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rasid import record_files
 from rasid.errors import DataError
-from rasid.record_files import Row, read_csv, read_json, read_jsonl
+from rasid.reading import record_files
+from rasid.reading.record_files import Row, read_csv, read_json, read_jsonl
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

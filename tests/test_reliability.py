@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rasid.errors import DataError
-from rasid.figures import render_reliability
-from rasid.metrics import score_entities, score_relations
 from rasid.records import Article, Entity, Relation
-from rasid.reliability import Bin, Reliability, entity_reliability, relation_reliability
 from rasid.schema import Ontology
+from rasid.scoring.figures import render_reliability
+from rasid.scoring.metrics import score_entities, score_relations
+from rasid.scoring.reliability import Bin, Reliability, entity_reliability, relation_reliability
 
 TEXT = "a b c d e f"
 ONTOLOGY = Ontology.model_validate(

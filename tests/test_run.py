@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from rasid.base import describe_base
-from rasid.card import format_score, render_card
+from rasid.bases.base import describe_base
 from rasid.config import DistillationConfig, RunConfig, load_config
 from rasid.errors import ConfigError, DataError
-from rasid.evaluation import Evaluation, evaluate
 from rasid.inference import Extractor
-from rasid.metrics import Score
 from rasid.records import read_articles
-from rasid.run import read_corpora, run
 from rasid.schema import Ontology
+from rasid.scoring.evaluation import Evaluation, evaluate
+from rasid.scoring.metrics import Score
+from rasid.training.card import format_score, render_card
+from rasid.training.run import read_corpora, run
 
 Configure = Callable[..., Any]
 DESCRIPTION = {"run.yaml", "metrics.json", "README.md"}

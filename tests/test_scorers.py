@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig
 
-from rasid.checkpoint import TorchBackend
 from rasid.config import HeadConfig, load_config
 from rasid.decoding import LIKENESS
 from rasid.errors import ConfigError
-from rasid.export import export_fp32, quantize
 from rasid.inference import OnnxBackend
-from rasid.model import RasidConfig, RasidModel
+from rasid.modeling.checkpoint import TorchBackend
+from rasid.modeling.export import export_fp32, quantize
+from rasid.modeling.model import RasidConfig, RasidModel
+from rasid.modeling.scorers import SCORERS, BiaffineScorer, ContextScorer, MarkerScorer
 from rasid.schema import Ontology
-from rasid.scorers import SCORERS, BiaffineScorer, ContextScorer, MarkerScorer
 from rasid.settings import ModelSettings, TextSettings
 
 HIDDEN, WORDS = 16, 12

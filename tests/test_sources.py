@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rasid.errors import DataError
-from rasid.sources import FORMATS, STANDARD_INPUT, Source, find_sources, formats_of, printable
+from rasid.reading.sources import FORMATS, STANDARD_INPUT, Source, find_sources, formats_of, printable
 
 
 def tree(folder: Path, *names: str) -> Path:

@@ -11,19 +11,19 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback
 
-from rasid import training
-from rasid.calibration import DevScores, dev_scores
-from rasid.checkpoint import load_torch_extractor
 from rasid.config import TrainingConfig
 from rasid.errors import ConfigError, DataError
 from rasid.inference import Extractor
-from rasid.metrics import score_entities, score_relations
-from rasid.model import RasidModel
+from rasid.modeling.checkpoint import load_torch_extractor
+from rasid.modeling.model import RasidModel
 from rasid.records import Article, read_articles
-from rasid.run import run
 from rasid.schema import Ontology
+from rasid.scoring.calibration import DevScores, dev_scores
+from rasid.scoring.metrics import score_entities, score_relations
 from rasid.settings import ModelSettings
-from rasid.training import RasidTrainer, fit, learning_rate, training_arguments, uses_bfloat16
+from rasid.training import trainer as training
+from rasid.training.run import run
+from rasid.training.trainer import RasidTrainer, fit, learning_rate, training_arguments, uses_bfloat16
 
 ROOT = Path(__file__).parents[1]
 Configure = Callable[..., Any]

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from rasid.errors import DataError
-from rasid.web_pages import read_page
+from rasid.reading.web_pages import read_page
 
 PARAGRAPHS = [
     "أعلنت قوات سوريا الديمقراطية أنها صدت هجوما على قاعدة حقل العمر شرقي دير الزور مساء الجمعة.",

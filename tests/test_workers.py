@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from rasid.documents import Document
+from rasid.batch.prediction import Outcome, predict
+from rasid.batch.workers import Workers
 from rasid.errors import RasidError
 from rasid.inference import Extractor
-from rasid.prediction import Outcome, predict
+from rasid.reading.documents import Document
 from rasid.settings import shipped_model
-from rasid.workers import Workers
 
 TEXTS = ("وصلت قسد إلى حلب", "\udcff", "", "قصف الجيش السوري إدلب\nوصل رتل من تركيا") * 5
 
@@ -58,9 +58,9 @@ def test_a_process_that_is_killed_ends_the_batch_with_what_to_do() -> None:
 
 PARENT = """
 import multiprocessing, sys
-from rasid.documents import Document
+from rasid.reading.documents import Document
 from rasid.settings import shipped_model
-from rasid.workers import Workers
+from rasid.batch.workers import Workers
 
 if __name__ == "__main__":
     with Workers(shipped_model(), 2) as workers:

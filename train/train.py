@@ -6,7 +6,7 @@
 The same as `rasid train`; a file of its own so that `accelerate launch` can start it.
 """
 
-from rasid.cli import train_script
+from rasid.cli.main import train_script
 
 if __name__ == "__main__":
     train_script()

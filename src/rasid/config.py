@@ -48,9 +48,9 @@ class HeadConfig(_Section):
 
     Attributes:
         dropout: Of what the heads read.
-        crf: Whether the tags of a paragraph are scored as a sequence; see `rasid.crf`.
+        crf: Whether the tags of a paragraph are scored as a sequence; see `rasid.modeling.crf`.
         scorer: How pairs of entities are scored: from their ends and the context between them, from their ends by a
-            bilinear form, or from markers in the text, which takes `relation_layers`; see `rasid.scorers`.
+            bilinear form, or from markers in the text, which takes `relation_layers`; see `rasid.modeling.scorers`.
         relation_size: Of the scorer.
         context_heads: Means that the `context` scorer takes of the words between two entities.
         relation_layers: Layers of its own that the relation head has on top of the encoder's lower ones.
@@ -73,7 +73,7 @@ class HeadConfig(_Section):
 
 
 class AugmentationConfig(_Section):
-    """Changed copies of the training articles; see `rasid.augmentation`.
+    """Changed copies of the training articles; see `rasid.training.augmentation`.
 
     Attributes:
         copies: Of each article, beside the article itself.
@@ -122,7 +122,7 @@ class RawTextConfig(_Section):
 
 
 class DistillationConfig(RawTextConfig):
-    """What the model learns from other models, its teachers, beside the annotation; see `rasid.distillation`.
+    """What the model learns from other models, its teachers, beside the annotation; see `rasid.training.distillation`.
 
     Attributes:
         teachers: Exported models, several seeds of one base for example; none for plain training.

@@ -1,0 +1,41 @@
+"""How far a batch is and what it came to, on standard error."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from rasid.batch.prediction import Summary
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+stderr = Console(stderr=True)
+
+
+def progress_bar() -> Progress:
+    """Files that are done, with the number of articles beside them."""
+    columns = (
+        TextColumn("{task.fields[articles]} articles"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=stderr, transient=True)
+
+
+def print_summary(summary: Summary, out: Path | None, errors: Path | None) -> None:
+    """Counts, speed and where the results are; `out` is None where they are nowhere yet, or on standard output."""
+
+    def line(counts: dict[str, int]) -> str:
+        return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
+
+    rate = summary.articles / summary.seconds if summary.seconds else 0.0
+    stderr.print(
+        f"articles: {summary.articles:,} in {summary.seconds:.1f} s ({rate:,.1f} per second)",
+        highlight=False,
+    )
+    stderr.print(f"{summary.entities.total():,} entities: {line(summary.entities)}", soft_wrap=True, highlight=False)
+    stderr.print(f"{summary.relations.total():,} relations: {line(summary.relations)}", soft_wrap=True, highlight=False)
+    if out:
+        stderr.print(f"results: {out}", soft_wrap=True, highlight=False)
+    if summary.failed:
+        stderr.print(f"[red]{summary.failed:,} not read[/], see {errors or 'above'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,95 @@
+"""`rasid predict` on this machine: outcomes go to a stream at once, or through a journal to a file."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TextIO
+
+import typer
+
+from rasid.batch.journal import Journal
+from rasid.batch.outputs import remove_output
+from rasid.batch.prediction import Outcome, Summary
+from rasid.batch.progress import INTERRUPTED, print_summary, progress_bar, stderr
+from rasid.errors import ConfigError
+from rasid.reading.documents import Document, ReadOptions, UniqueIds, read_documents
+from rasid.reading.sources import Source
+
+Read = Callable[[Iterable[Document], Callable[[Outcome], None]], float]
+"""`rasid.batch.prediction.predict` with an extractor and its limits."""
+
+
+def stream(
+    read: Read,
+    sources: Iterable[Source],
+    options: ReadOptions,
+    out: Path | None,
+    errors: Path | None,
+) -> Summary:
+    """Write each outcome as soon as it is there, to where nothing can be gone on with."""
+    summary, unique = Summary(), UniqueIds()
+
+    def documents() -> Iterator[Document]:
+        for source in sources:
+            for document in read_documents(source, options):
+                yield replace(document, id=unique(document.id))
+
+    with _writer(out, sys.stdout) as results, _writer(errors, sys.stderr) as problems:
+
+        def write(outcome: Outcome) -> None:
+            stream = results if outcome.record else problems
+            stream.write(outcome.line.encode("utf-8"))
+            stream.flush()
+            summary.add(outcome)
+
+        summary.seconds = read(documents(), write)
+    if errors is not None and not summary.failed:
+        remove_output(errors)
+    return summary
+
+
+@contextmanager
+def _writer(path: Path | None, standard: TextIO) -> Iterator[IO[bytes]]:
+    if path is None:
+        yield standard.buffer
+        return
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}; give another file") from error
+    with file:
+        yield file
+
+
+def journalled(read: Read, journal: Journal, options: ReadOptions) -> Summary:
+    """Do what is left of a batch."""
+    if journal.resumed:
+        stderr.print(
+            f"going on after {journal.summary.articles + journal.summary.failed:,} articles, from {journal.folder}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    total = sum(1 for _ in journal.sources())
+    with progress_bar() as progress:
+        task = progress.add_task("files", total=total, articles="0")
+
+        def write(outcome: Outcome) -> None:
+            journal.write(outcome)
+            done = journal.summary.articles + journal.summary.failed
+            progress.update(task, completed=journal.progress.source, articles=f"{done:,}")
+
+        before = journal.summary.seconds
+        try:
+            seconds = read(journal.documents(lambda s: read_documents(s, options)), write)
+            journal.summary.seconds = before + seconds
+        except KeyboardInterrupt:
+            journal.save()
+            progress.stop()
+            print_summary(journal.summary, None, None)
+            stderr.print(
+                f"interrupted; the same command goes on from {journal.folder}", soft_wrap=True, highlight=False
+            )
+            raise typer.Exit(INTERRUPTED) from None
+    return journal.summary

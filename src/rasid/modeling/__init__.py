@@ -1,0 +1,1 @@
+"""The network: built, loaded, made smaller, and exported for the CPU."""

@@ -277,6 +277,22 @@ def test_an_error_file_that_is_a_device_stays(folder):
     assert pipe.is_symlink() and Path("/dev/null").exists()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_links_to_output_files_keep_leading_to_them(folder, there):
+    (folder / "bad.txt").write_bytes(b"")
+    elsewhere = Path("elsewhere").absolute()
+    elsewhere.mkdir()
+    for name in ("r.jsonl", "e.jsonl"):
+        if there:
+            (elsewhere / name).write_text("old\n")
+        Path(name).symlink_to(elsewhere / name)
+    assert call("predict", folder, "--out", "r.jsonl", "--errors", "e.jsonl").exit_code == 1
+    assert Path("r.jsonl").is_symlink() and Path("e.jsonl").is_symlink()
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["e.jsonl", "r.jsonl"]
+    assert len(records((elsewhere / "r.jsonl").read_text())) > 0
+    assert len(errors(elsewhere / "e.jsonl")) == 1
+
+
 def test_standard_input(folder):
     text = "وصلت قسد\r\nإلى حلب"
     result = call("predict", "-", input=text.encode())

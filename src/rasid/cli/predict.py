@@ -89,6 +89,7 @@ def predict(
         raise ConfigError("- (standard input) goes alone; give either - or paths")
     options = ReadOptions(text_field, id_field, max_bytes, _format(input_format))
     errors = errors or (out.parent / "errors.jsonl" if out else None)
+    out, errors = _follow(out), _follow(errors)
     if out is not None and errors is not None and out.resolve() == errors.resolve():
         raise ConfigError(f"{out}: is to take both the results and the errors; give --errors another file")
     if threads is not None and processes > 1:
@@ -141,6 +142,11 @@ def _format(name: str | None) -> Format | None:
     if name is not None and name not in FORMATS.values():
         raise ConfigError(f"--input-format {name}: unknown; known are {', '.join(dict.fromkeys(FORMATS.values()))}")
     return cast(Format | None, name)
+
+
+def _follow(path: Path | None) -> Path | None:
+    """Where a link to a file leads, so that the file is replaced and not the link."""
+    return path.resolve() if path is not None and path.is_symlink() and not _is_device(path) else path
 
 
 def _is_device(path: Path) -> bool:

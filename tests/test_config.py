@@ -162,7 +162,7 @@ def test_config_of_pretraining() -> None:
     config = read_config(PRETRAIN, PretrainConfig, ["corpus=[a.txt.xz,b.txt]", "epochs=0.5", "learning_rate=1e-4"])
     assert config.corpus == (Path("a.txt.xz"), Path("b.txt"))
     assert (config.epochs, config.learning_rate) == (0.5, 1e-4)
-    assert config.mentions > 0 and "قصف" in config.about
+    assert (config.mentions, config.block) == (0, 256) and "قصف" in config.about
     assert read_config(PRETRAIN, PretrainConfig).corpus == ()  # for the user to give
 
 
@@ -176,7 +176,7 @@ def test_misspelt_key_of_pretraining_is_told_from_its_own_keys() -> None:
 
 
 def test_a_config_of_one_kind_is_not_one_of_another() -> None:
-    with pytest.raises(ConfigError, match=r"pretrain\.yaml: unknown key mentions"):
+    with pytest.raises(ConfigError, match=r"pretrain\.yaml: unknown key block"):
         load_config(PRETRAIN)
     with pytest.raises(ConfigError, match=r"debug\.yaml: unknown key training"):
         read_config(DEBUG, PretrainConfig)

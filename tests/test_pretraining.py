@@ -289,8 +289,10 @@ def test_a_model_starts_from_the_new_base(pretrained: Path, configure: Callable[
 
 def test_the_new_base_tells_what_it_was_trained_on(pretrained: Path, base: Path) -> None:
     info, before = read_info(pretrained), read_info(base)
-    millions = facts(pretrained)["pieces"] / 1e6
-    assert info.pretraining == f"pre-trained further on {millions:.1f} million pieces of raw Arabic news"
+    millions, epochs = facts(pretrained)["pieces"] / 1e6, facts(pretrained)["epochs"]
+    assert epochs != 1
+    words = f"pre-trained further on {millions:.1f} million pieces of raw Arabic news, {epochs:g} times"
+    assert info.pretraining == words
     assert info == before.model_copy(update={"path": pretrained, "pretraining": info.pretraining})
     assert describe_base(str(pretrained)) == f"{describe_base(str(base))}; {info.pretraining}"
 

@@ -152,6 +152,7 @@ def pretrain(config: PretrainConfig) -> Path:
     (out / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if isinstance(source, Path) and (info := read_info(source)) is not None:
         words = f"pre-trained further on {facts['pieces'] / 1e6:.1f} million pieces of raw Arabic news"
+        words += f", {config.epochs:g} times" if config.epochs != 1 else ""
         record = info.model_copy(update={"pretraining": words})
         (out / INFO_FILE).write_text(record.model_dump_json(exclude={"path"}, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(checkpoints)

@@ -234,6 +234,7 @@ def test_interrupted_by_the_user_with_processes(folder):
     write_many(folder)
     assert call("predict", folder, "--out", "whole.jsonl").exit_code == 0
     command = [*SCRIPT, "predict", str(folder), "--out", "out.jsonl", "--processes", "2"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or a run in the background hands it down as ignored
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_until_written(process, 1)
     os.killpg(process.pid, signal.SIGINT)

@@ -194,7 +194,8 @@ class RunConfig(_Section):
     Attributes:
         name: Name of the model, on its card.
         base: `compact`, `random` (small and untrained, to try a run out), a hub id, or a local checkpoint folder.
-        start: Checkpoint of a trained model to start from, heads included, in place of the base.
+        start: Trained model to start from, heads included, in place of the base: a torch checkpoint, an exported model,
+            or the name of a shipped one.
         layers: Layers of the encoder to keep, evenly spaced; all by default.
         feed_forward: Units to keep in the feed-forward part of each layer; all by default.
         output: Folder of the run.

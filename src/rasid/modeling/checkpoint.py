@@ -15,10 +15,11 @@ from rasid.decoding import Floats, Ints
 from rasid.encoding import TextEncoder
 from rasid.errors import ConfigError, ModelError
 from rasid.inference import Extractor
+from rasid.modeling.dequantization import dequantize
 from rasid.modeling.model import RasidConfig, RasidModel, find_encoder
 from rasid.modeling.pruning import keep_layers, narrow
 from rasid.schema import Ontology
-from rasid.settings import WEIGHTS_FILE, ModelSettings, load_settings
+from rasid.settings import WEIGHTS_FILE, ModelSettings, find_model, load_settings
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,10 @@ ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}
 _LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
 
 
-def load_tokenizer(base: str | Path, config: TokenizerConfig, *, local: bool = False) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a base, checked to leave Arabic letters alone.
+def load_tokenizer(
+    base: str | Path, config: TokenizerConfig, *, local: bool = False, own: bool = False
+) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a base or, with `own`, of a trained model, checked to leave Arabic letters alone.
 
     Raises:
         ModelError: if it cannot be loaded (with `local`, without asking the hub), or has no fast form.
@@ -39,8 +42,9 @@ def load_tokenizer(base: str | Path, config: TokenizerConfig, *, local: bool = F
             special token is not in its vocabulary.
     """
     options = {} if config.do_lower_case is None else {"do_lower_case": config.do_lower_case}
+    kind = PreTrainedTokenizerFast if own else AutoTokenizer  # an exported model does not say which it is
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True, local_files_only=local, **options)
+        tokenizer = kind.from_pretrained(base, use_fast=True, local_files_only=local, **options)
     except _LOAD_ERRORS as error:
         raise _base_error(base, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -70,7 +74,8 @@ def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
     """
     settings = ModelSettings(ontology=Ontology.load(run.ontology), text=run.text, max_proclitic=run.max_proclitic)
     if run.start is not None:
-        return _start_model(run, run.start, settings), load_tokenizer(run.start, run.tokenizer, local=True)
+        start = find_model(run.start)
+        return _start_model(run, start, settings), load_tokenizer(start, run.tokenizer, local=True, own=True)
     base = resolve_base(run.base)
     local = isinstance(base, Path) or probe_hub(base) is not None
     tokenizer = load_tokenizer(base, run.tokenizer, local=local)
@@ -97,7 +102,7 @@ def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
 
 def _start_model(run: RunConfig, start: Path, settings: ModelSettings) -> RasidModel:
     """The trained model of a folder, as large as the run says."""
-    trained = load_checkpoint(start)
+    trained = load_trained(start)
     own = trained.config.model_settings()
     if (own.ontology, own.text, own.max_proclitic) != (settings.ontology, settings.text, settings.max_proclitic):
         raise ConfigError(f"start: {start} was trained with another ontology, text or max_proclitic than this run has")
@@ -202,6 +207,15 @@ def load_checkpoint(folder: str | Path) -> RasidModel:
     if bad := {k: sorted(map(str, v))[:5] for k, v in report.items() if v}:
         raise ModelError(f"{folder}: the weights do not fit the config: {bad}; copy the checkpoint again")
     return model  # type: ignore[no-any-return]
+
+
+def load_trained(folder: str | Path) -> RasidModel:
+    """A trained model out of its torch folder, or out of an exported one, whose weights are coarser.
+
+    Raises:
+        ModelError: as `load_checkpoint` and `dequantize` do.
+    """
+    return load_checkpoint(folder) if (Path(folder) / WEIGHTS_FILE).is_file() else dequantize(folder)
 
 
 def torch_extractor(model: RasidModel, encoder: TextEncoder) -> Extractor:

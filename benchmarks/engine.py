@@ -1,14 +1,14 @@
 """Speed, latency and size of this engine beside what else could read the same texts, in one run and one table.
 
-    python benchmarks/engine.py --checkpoint runs/compact/torch --articles data/test.jsonl
+    python benchmarks/engine.py --articles data/test.jsonl
 
 Every system sits in a process of its own, with its own load time and peak memory (Linux), and they take turns, round by
 round, so that a change of the machine's speed hits all. All read the same texts: articles, cut between paragraphs where
 they would not fit the 512 pieces of a pipeline. Speeds and ratios are the median (minimum–maximum) of the rounds.
 
 - `int8`: the exported model in ONNX Runtime, whole path: tokenising, network, entities with offsets, relations.
-- `float32`: its torch checkpoint through the same code.
-- `pipeline`: the checkpoint's encoder and tag head in a Hugging Face token-classification pipeline, float32: grouped
+- `float32`: the same model in torch, through the same code.
+- `pipeline`: that model's encoder and tag head in a Hugging Face token-classification pipeline, float32: grouped
   tags, no relations. The fastest of some batch sizes counts; latency is that of one article.
 - `pipeline, AraBERT-base size`: the same with 12 layers of 768 and 64,000 pieces, random weights that tag nothing, and
   a WordPiece tokenizer trained on these very articles, which cuts them into fewer pieces than AraBERT's own would.
@@ -186,7 +186,11 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, default=shipped_model(), help="exported model; the shipped one by default"
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="torch folder of the model's training run")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="torch folder of its training run; by default its int8 weights as float32",
+    )
     parser.add_argument("--articles", type=Path, required=True, help="JSONL")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
@@ -196,11 +200,12 @@ def main() -> None:
     if min(args.rounds, args.limit, *args.threads) < 1:
         parser.error("expected at least one round, article and thread")
 
+    checkpoint = args.checkpoint or args.model
     raw = [article.text for article in read_articles(args.articles)]
     engine = Extractor.load(args.model, threads=1)
     with tempfile.TemporaryDirectory() as work:
         small, large = Path(work, "small"), Path(work, "large")
-        tokenizers = make_tagger(args.checkpoint, small), make_large_tagger(engine.ontology.tags, raw, large)
+        tokenizers = make_tagger(checkpoint, small), make_large_tagger(engine.ontology.tags, raw, large)
         articles = [texts for text in raw[: args.limit] if (texts := cut(text, tokenizers))]
         texts = [text for article in articles for text in article]
         windows = sum(len(w.input_ids) for text in texts for w in engine.encoder.encode(text).windows)
@@ -211,7 +216,7 @@ def main() -> None:
             for threads in args.threads
             for name, kind, source, pieces in (
                 ("int8", Engine, args.model, windows),
-                ("float32", Checkpoint, args.checkpoint, windows),
+                ("float32", Checkpoint, checkpoint, windows),
                 ("pipeline", Pipeline, small, of_small),
                 ("pipeline, AraBERT-base size", Pipeline, large, of_large),
                 ("peak", Peak, multiplications, windows),

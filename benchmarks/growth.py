@@ -60,7 +60,7 @@ def resident(pid: int) -> tuple[float, float]:
 
 def run(folder: Path, out: Path, size: int, threads: int) -> dict[str, float]:
     """Read a folder and watch the process that does; the time is what it says itself, without its start."""
-    command = [sys.executable, "-c", "from rasid.cli.main import app; app()", "predict", str(folder), "--out", str(out)]
+    command = [sys.executable, "-m", "rasid", "predict", str(folder), "--out", str(out)]
     process = subprocess.Popen([*command, "--threads", str(threads)], stderr=subprocess.PIPE, text=True)
     written = Path(f"{out}.journal", "progress.json")
     tenth = last = peak = 0.0

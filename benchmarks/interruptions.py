@@ -24,7 +24,7 @@ from rasid.records import read_articles
 
 def command(folder: Path, out: Path) -> list[str]:
     """The command line of the batch."""
-    return [sys.executable, "-c", "from rasid.cli.main import app; app()", "predict", str(folder), "--out", str(out)]
+    return [sys.executable, "-m", "rasid", "predict", str(folder), "--out", str(out)]
 
 
 def main() -> None:

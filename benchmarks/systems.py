@@ -52,15 +52,17 @@ class Engine:
 
 
 class Checkpoint(Engine):
-    """A torch checkpoint through the code of the engine."""
+    """A torch model through the code of the engine."""
 
     def __init__(self, folder: Path, threads: int):
         import torch
 
-        from rasid.modeling.checkpoint import load_torch_extractor
+        from rasid.encoding import TextEncoder
+        from rasid.modeling.checkpoint import load_trained, torch_extractor
 
         torch.set_num_threads(threads)
-        self.extractor = load_torch_extractor(folder)
+        model = load_trained(folder).eval()
+        self.extractor = torch_extractor(model, TextEncoder.load(folder, model.config.model_settings().text))
 
 
 class Pipeline(Engine):
@@ -125,15 +127,15 @@ def make_tagger(checkpoint: Path, folder: Path) -> Any:
     from transformers import AutoModelForTokenClassification
 
     from rasid.config import TokenizerConfig
-    from rasid.modeling.checkpoint import load_checkpoint, load_tokenizer
+    from rasid.modeling.checkpoint import load_tokenizer, load_trained
 
-    model = load_checkpoint(checkpoint)
+    model = load_trained(checkpoint)
     config = model.encoder.config
     config.id2label = dict(enumerate(model.config.model_settings().ontology.tags))
     tagger = AutoModelForTokenClassification.from_config(config)
     getattr(tagger, tagger.base_model_prefix).load_state_dict(model.encoder.state_dict())
     tagger.classifier.load_state_dict(model.tag_head.state_dict())
-    tokenizer = load_tokenizer(checkpoint, TokenizerConfig(), local=True)
+    tokenizer = load_tokenizer(checkpoint, TokenizerConfig(), local=True, trained=config)
     tagger.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer

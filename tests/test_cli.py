@@ -18,7 +18,7 @@ from rasid.settings import load_settings, shipped_model
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 TEXTS = {"a.txt": "وصلت قسد إلى حلب\nثم غادرت", "sub/b.txt": "قصف الطيران محيط سرمين", "sub/deep/c.txt": "لا شيء"}
-SCRIPT = [sys.executable, "-c", "from rasid.cli.main import app; app()"]
+SCRIPT = [sys.executable, "-m", "rasid"]
 TRAINING_PACKAGES = (
     "torch",
     "transformers",

@@ -125,6 +125,7 @@ def test_the_shipped_model_is_a_start_by_its_name(configure: Callable[..., Any],
     model, tokenizer = create_model(configure(tmp_path, config="tune"))
     expected = dequantize(shipped_model())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    assert tokenizer.pad_token_id == model.encoder.config.pad_token_id == 1
     article = Article(id="x", text="وصل رتل لقوات التحالف إلى قاعدة الشدادي.", entities=(), relations=())
     save_checkpoint(model, tokenizer, tmp_path / "saved")
     again = torch_extractor(model.eval(), TextEncoder.load(tmp_path / "saved", model.model_settings().text))

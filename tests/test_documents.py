@@ -28,8 +28,12 @@ TEXT = "قسد حلب"
 SENTENCE = "دخل رتل إمداد تابع للتحالف الدولي ليل الأربعاء عبر معبر سيمالكا، وضم 37 شاحنة."
 
 
+def read_source(source: Source, **options: Any) -> list[Document]:
+    return [document.with_text() for document in read_documents(source, ReadOptions(**options))]
+
+
 def read(path: Path, **options: Any) -> list[Document]:
-    return list(read_documents(Source(path, path.name), ReadOptions(**options)))
+    return read_source(Source(path, path.name), **options)
 
 
 def problem(path: Path, **options: Any) -> str:
@@ -494,7 +498,7 @@ def test_a_file_that_vanishes_before_it_is_read(tmp_path):
     found = []
     for source in find_sources([tmp_path]):
         (tmp_path / "b.jsonl").unlink(missing_ok=True)
-        found += list(read_documents(source, ReadOptions()))
+        found += read_source(source)
     assert texts(found) == [TEXT, None, TEXT]
     assert found[1].problem == "cannot be read: No such file or directory"
 
@@ -515,7 +519,7 @@ def test_a_disk_that_fails_in_the_middle(tmp_path, monkeypatch):
 
 def test_the_problem_of_a_source_is_that_of_its_document(tmp_path):
     source = Source(tmp_path / "a.txt", "a.txt", "a pipe")
-    assert list(read_documents(source, ReadOptions())) == [Document(str(source.path), "a.txt", None, "a pipe")]
+    assert read_source(source) == [Document(str(source.path), "a.txt", None, "a pipe")]
 
 
 def test_names_that_are_not_utf_8(tmp_path):
@@ -524,7 +528,7 @@ def test_names_that_are_not_utf_8(tmp_path):
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
     (source,) = find_sources([tmp_path])
-    (document,) = read_documents(source, ReadOptions())
+    (document,) = read_source(source)
     assert (document.id, document.text) == ("caf\\udce9.jsonl#1", TEXT)
     assert document.source == f"{path.parent}/caf\\udce9.jsonl:1"
 
@@ -538,6 +542,20 @@ def test_packages_that_are_not_installed(tmp_path, monkeypatch, package):
         assert message.startswith(f"needs the package {package}")
         assert message.endswith("pip install 'rasid[files]'")
     assert texts(read(write(tmp_path / "a.txt.gz", gzip.compress(TEXT.encode())))) == [TEXT]
+
+
+def test_pages_are_taken_apart_by_those_who_extract(tmp_path):
+    """Reading costs next to nothing, and what is wrong within a page is found only later."""
+    page = b"<html><p>" + SENTENCE.encode() + b"</p></html>"
+    for suffix, data in (("txt", SENTENCE.encode()), ("html", page), ("htm", b"\0"), ("txt", b"")):
+        path = write(tmp_path / f"a.{suffix}", data)
+        (document,) = read_documents(Source(path, path.name), ReadOptions())
+        assert (document.text, document.problem, document.page.data) == (None, None, data)
+        again = document.with_text()
+        assert again.page is None and (again.text is None) == (again.problem is not None) == (len(data) < 2)
+        assert again.with_text() == again
+    path = write(tmp_path / "a.jsonl", GOOD)
+    assert [d.page for d in read_documents(Source(path, path.name), ReadOptions())] == [None]
 
 
 # Standard input and pipes
@@ -562,7 +580,7 @@ class Input:
 )
 def test_standard_input(monkeypatch, format, data, ids):
     monkeypatch.setattr(sys, "stdin", Input(data))
-    found = list(read_documents(Source(STANDARD_INPUT, "-"), ReadOptions(format=format)))
+    found = read_source(Source(STANDARD_INPUT, "-"), format=format)
     assert [(d.id, d.text) for d in found] == [(id, TEXT) for id in ids]
     assert found[0].source == ("-" if ids == ["-"] else "-:1")
     assert not sys.stdin.buffer.closed
@@ -585,9 +603,9 @@ def pipe(tmp_path) -> Iterator[Callable[[str, bytes], Path]]:
 
 def test_pipes_given_by_themselves_are_read(pipe):
     (source,) = find_sources([pipe("p", GOOD * 3)])
-    assert texts(list(read_documents(source, ReadOptions(format="jsonl")))) == [TEXT] * 3
+    assert texts(read_source(source, format="jsonl")) == [TEXT] * 3
     (source,) = find_sources([pipe("q", TEXT.encode())])
-    assert texts(list(read_documents(source, ReadOptions()))) == [TEXT]
+    assert texts(read_source(source)) == [TEXT]
     assert texts(read(pipe("r.parquet", parquet([{"text": TEXT}] * 20)))) == [TEXT] * 20
     assert texts(read(pipe("s.csv.gz", gzip.compress(f"text\n{TEXT}".encode())))) == [TEXT]
 

@@ -86,7 +86,7 @@ def cut(documents: Iterable[Document]) -> Iterator[tuple[list[Document], bool]]:
             yield part, False
             part, size = [], 0
         part.append(document)
-        size += len(document.text or "")
+        size += len(document.page.data if document.page else document.text or "")
     yield part, True
 
 

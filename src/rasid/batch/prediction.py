@@ -90,10 +90,11 @@ def predict_one(extractor: Extractor, document: Document, max_seconds: float | N
 
     Args:
         extractor: The model.
-        document: An article with its text, or with why it has none.
+        document: An article with its text or page, or with why it has none.
         max_seconds: Longest time for it.
     """
     try:
+        document = document.with_text()
         if document.text is None:
             raise DataError(document.problem or "no text")
         article = extractor(document.text, id=document.id, max_seconds=max_seconds)
@@ -119,7 +120,7 @@ def predict(
 
     Args:
         extractor: The model.
-        documents: Articles with their text, or with why they have none.
+        documents: Articles with their texts or pages, or with why they have none.
         write: Called once for each document, whatever happened to it.
         max_seconds: Longest time for one article.
         workers: Read in place of the extractor, under a time limit of their own.

@@ -32,9 +32,11 @@ _LOAD_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, Safetens
 
 
 def load_tokenizer(
-    base: str | Path, config: TokenizerConfig, *, local: bool = False, own: bool = False
+    base: str | Path, config: TokenizerConfig, *, local: bool = False, trained: PreTrainedConfig | None = None
 ) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a base or, with `own`, of a trained model, checked to leave Arabic letters alone.
+    """The fast tokenizer of a base or, given the config of its encoder, of a trained model.
+
+    It is checked to leave Arabic letters alone.
 
     Raises:
         ModelError: if it cannot be loaded (with `local`, without asking the hub), or has no fast form.
@@ -42,7 +44,7 @@ def load_tokenizer(
             special token is not in its vocabulary.
     """
     options = {} if config.do_lower_case is None else {"do_lower_case": config.do_lower_case}
-    kind = PreTrainedTokenizerFast if own else AutoTokenizer  # an exported model does not say which it is
+    kind = PreTrainedTokenizerFast if trained else AutoTokenizer  # an exported model does not say which it is
     try:
         tokenizer = kind.from_pretrained(base, use_fast=True, local_files_only=local, **options)
     except _LOAD_ERRORS as error:
@@ -55,6 +57,8 @@ def load_tokenizer(
     if normalizer is not None and normalizer.normalize_str("أحمد M4").replace("▁", " ").strip() != "أحمد M4":
         remedy = "pick another base" if config.do_lower_case is False else "set tokenizer.do_lower_case=false"
         raise ConfigError(f"{base}: its tokenizer lower-cases and turns أحمد into احمد; {remedy}")
+    if trained and tokenizer.pad_token is None and trained.pad_token_id is not None:  # nor what pads
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(trained.pad_token_id)
     vocabulary = tokenizer.get_vocab()
     if set(vocabulary) <= set(tokenizer.all_special_tokens):  # what transformers makes up where there are no files
         raise ModelError(f"{base}: has no tokenizer; pick a base with a tokenizer.json")
@@ -75,7 +79,8 @@ def create_model(run: RunConfig) -> tuple[RasidModel, PreTrainedTokenizerFast]:
     settings = ModelSettings(ontology=Ontology.load(run.ontology), text=run.text, max_proclitic=run.max_proclitic)
     if run.start is not None:
         start = find_model(run.start)
-        return _start_model(run, start, settings), load_tokenizer(start, run.tokenizer, local=True, own=True)
+        model = _start_model(run, start, settings)
+        return model, load_tokenizer(start, run.tokenizer, local=True, trained=model.encoder.config)
     base = resolve_base(run.base)
     local = isinstance(base, Path) or probe_hub(base) is not None
     tokenizer = load_tokenizer(base, run.tokenizer, local=local)

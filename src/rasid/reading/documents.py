@@ -3,11 +3,11 @@
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Self
 
 from rasid.errors import DataError
 from rasid.reading.charsets import check_filled, decode, open_text
@@ -80,6 +80,7 @@ class Document:
         id: The id of its record; `UniqueIds` makes it unique.
         text: The text that its record carries and its offsets count in.
         problem: Why there is no text.
+        page: What `with_text` is to find the text in.
         meta: What else is known: the other scalar fields of a record, or the title and date of a page; and the
             `encoding` that its bytes were taken to be in, unless it is UTF-8.
     """
@@ -89,6 +90,41 @@ class Document:
     text: str | None
     problem: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    page: "Page | None" = None
+
+    def with_text(self) -> Self:
+        """The document with the text of its page, or with what is wrong with that; itself if it has none."""
+        if self.page is None:
+            return self
+        try:
+            text, meta = self.page.read()
+        except DataError as error:
+            return replace(self, page=None, problem=printable(str(error)))
+        return replace(self, page=None, text=text, meta=meta)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The bytes of a file that holds one article.
+
+    To decode them, and to take an HTML page apart, takes much longer than to read them, so that this is left to those
+    who extract, of whom there are several.
+    """
+
+    kind: Literal["txt", "html"]
+    data: bytes
+
+    def read(self) -> tuple[str, dict[str, Any]]:
+        """The text, and what else is known.
+
+        Raises:
+            DataError: if there is no text in it, or in no known encoding.
+        """
+        if self.kind == "txt":
+            text, encoding = decode(self.data)
+            return text, _encoding_meta(encoding)
+        text, meta, encoding = read_page(self.data)
+        return text, _encoding_meta(encoding) | meta
 
 
 class UniqueIds:
@@ -121,7 +157,8 @@ def _hash(id: str) -> int:
 def read_documents(source: Source, options: ReadOptions) -> Iterator[Document]:
     """The articles of a source, in order; at least one document, and no error, whatever is wrong with it.
 
-    A problem that ends a file early comes after the articles before it.
+    Those of files that hold one article each have a page and no text yet. A problem that ends a file early comes after
+    the articles before it.
     """
     where = printable(source.path.as_posix())
     problem = source.problem
@@ -144,12 +181,8 @@ def read_documents(source: Source, options: ReadOptions) -> Iterator[Document]:
 def _read(source: Source, where: str, options: ReadOptions) -> Iterator[Document]:
     kind = formats_of(source.path.name)[0] or options.format or "txt"
     with open_stream(source.path) as stream:
-        if kind == "txt":
-            text, encoding = decode(read_all(stream, options.max_bytes))
-            yield Document(where, source.id, text, meta=_encoding_meta(encoding))
-        elif kind == "html":
-            text, meta, encoding = read_page(read_all(stream, options.max_bytes))
-            yield Document(where, source.id, text, meta=_encoding_meta(encoding) | meta)
+        if kind in ("txt", "html"):
+            yield Document(where, source.id, None, page=Page(kind, read_all(stream, options.max_bytes)))
         else:
             rows, encoding = _read_rows(stream, kind, options)
             for row in rows:

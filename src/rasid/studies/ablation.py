@@ -34,7 +34,7 @@ from rasid.training.run import TORCH_FOLDER
 logger = logging.getLogger(__name__)
 
 TABLE_FILE, RESULTS_FILE = "table.md", "results.json"
-TRAIN = (sys.executable, "-c", "from rasid.cli.main import app; app()", "train")
+TRAIN = (sys.executable, "-m", "rasid", "train")
 POLL_SECONDS = 0.05
 NOTHING = "—"
 SCORES = {"entities": "entity F1", "relations": "relation F1", "gold-entity relations": "gold-entity relation F1"}

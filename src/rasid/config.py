@@ -107,17 +107,27 @@ class LossConfig(_Section):
     adversarial: Annotated[float, Field(ge=0)] = 0.0
 
 
+# fmt: off
+CONFLICT_WORDS = (
+    "قوات", "الجيش", "مسلح", "قصف", "اشتباك", "غارة", "غارات", "معبر", "ميليشيا", "كتائب", "صاروخ", "صواريخ",
+    "الحوثي", "داعش", "قسد", "طائرات", "عسكري", "مقاتل", "قتيل", "هجوم", "الاحتلال", "فصائل", "جندي", "جنود",
+    "دبابات", "لواء", "ثكنة", "حاجز", "قاعدة",
+)
+# fmt: on
+"""Words, and beginnings of words, of which Arabic news about armed conflict has several in a paragraph."""
+
+
 class RawTextConfig(_Section):
     """Raw text without annotation.
 
     Attributes:
         corpus: Text files, a paragraph a line; plain, `.gz` or `.xz`.
         about: Words that tell what a paragraph is about; no others than those that hold `mentions` of them are read.
-        mentions: Fewest words of `about` in a paragraph.
+        mentions: Fewest words of `about` in a paragraph; with 0, all paragraphs are read.
     """
 
     corpus: tuple[Path, ...] = ()
-    about: tuple[str, ...] = ()
+    about: tuple[str, ...] = CONFLICT_WORDS
     mentions: Annotated[int, Field(ge=0)] = 0
 
 

@@ -210,6 +210,13 @@ def test_card_of_another_name_and_base(results: dict[str, Evaluation], metrics: 
     assert "e5" not in text
 
 
+def test_card_tells_what_was_trained_on_from(results: dict[str, Evaluation], metrics: dict[str, Any]) -> None:
+    card = render_card(RunConfig(start=Path("rasid-compact")), results, metrics["training"], 1)
+    (line,) = re.findall(r"^- \*\*Base\*\*: .*", card, re.MULTILINE)
+    assert line.endswith(", trained on from rasid-compact, whose card tells what it had learned from.")
+    assert "trained on from" not in render_card(RunConfig(), results, metrics["training"], 1)
+
+
 def test_card_tells_of_the_teachers(results: dict[str, Evaluation], metrics: dict[str, Any]) -> None:
     told = DistillationConfig(teachers=(Path("runs/a"), Path("runs/b")), corpus=(Path("raw.txt"),), paragraphs=3600)
     config = RunConfig(start=Path("runs/a/torch"), distillation=told)

@@ -57,12 +57,10 @@ class Checkpoint(Engine):
     def __init__(self, folder: Path, threads: int):
         import torch
 
-        from rasid.encoding import TextEncoder
-        from rasid.modeling.checkpoint import load_trained, torch_extractor
+        from rasid.modeling.checkpoint import load_torch_extractor
 
         torch.set_num_threads(threads)
-        model = load_trained(folder).eval()
-        self.extractor = torch_extractor(model, TextEncoder.load(folder, model.config.model_settings().text))
+        self.extractor = load_torch_extractor(folder)
 
 
 class Pipeline(Engine):

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from rasid.encoding import TextEncoder
 from rasid.errors import ModelError
-from rasid.modeling.checkpoint import create_model, load_checkpoint, load_trained, torch_extractor
+from rasid.modeling.checkpoint import create_model, load_checkpoint, load_torch_extractor, torch_extractor
 from rasid.modeling.dequantization import dequantize
 from rasid.modeling.export import export_fp32, quantize
 from rasid.modeling.model import RasidModel
@@ -106,8 +106,7 @@ def test_zero_points_and_scales(exported: Path) -> None:
 
 def test_what_an_exported_model_knows_is_kept(toy_run: Path, toy: dict[str, Path]) -> None:
     dev = list(read_articles(toy["dev"]))
-    model = load_trained(toy_run / "onnx").eval()
-    scores = dev_scores(torch_extractor(model, TextEncoder.load(toy_run / "onnx", model.model_settings().text)), dev)
+    scores = dev_scores(load_torch_extractor(toy_run / "onnx"), dev)
     assert scores.f1["entity_f1"] > 0.9 and scores.f1["relation_f1"] > 0.9
 
 

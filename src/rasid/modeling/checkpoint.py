@@ -19,7 +19,7 @@ from rasid.modeling.dequantization import dequantize
 from rasid.modeling.model import RasidConfig, RasidModel, find_encoder
 from rasid.modeling.pruning import keep_layers, narrow
 from rasid.schema import Ontology
-from rasid.settings import WEIGHTS_FILE, ModelSettings, find_model, load_settings
+from rasid.settings import ENCODER_FILE, WEIGHTS_FILE, ModelSettings, find_model, load_settings
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,8 @@ def load_trained(folder: str | Path) -> RasidModel:
     Raises:
         ModelError: as `load_checkpoint` and `dequantize` do.
     """
-    return load_checkpoint(folder) if (Path(folder) / WEIGHTS_FILE).is_file() else dequantize(folder)
+    exported = (Path(folder) / ENCODER_FILE).is_file() and not (Path(folder) / WEIGHTS_FILE).is_file()
+    return dequantize(folder) if exported else load_checkpoint(folder)
 
 
 def torch_extractor(model: RasidModel, encoder: TextEncoder) -> Extractor:
@@ -229,8 +230,8 @@ def torch_extractor(model: RasidModel, encoder: TextEncoder) -> Extractor:
 
 
 def load_torch_extractor(folder: str | Path) -> Extractor:
-    """The extractor of a torch checkpoint folder; raises ModelError as `load_checkpoint` does."""
-    model = load_checkpoint(folder).eval()
+    """The extractor of a trained model in torch; raises ModelError as `load_trained` does."""
+    model = load_trained(folder).eval()
     return torch_extractor(model, TextEncoder.load(folder, model.config.model_settings().text))
 
 

@@ -324,7 +324,7 @@ def test_bad_standard_input(folder, data, reason):
         (["predict", "IN", "--model", "."], "no config.json in this folder"),
         (["predict", "IN", "--out", "."], "cannot be written: Is a directory"),
         (["predict", "IN", "--out", "x.jsonl", "--errors", "x.jsonl"], "both the results and the errors"),
-        (["predict", "IN", "--out", "IN/a.txt"], "is itself one of the articles to read"),
+        (["predict", "IN", "--out", "IN/a.txt"], "unknown suffix .txt"),
         (["predict", "IN/a.txt", "--errors", "IN/a.txt"], "is itself one of the articles to read"),
         (["predict", "IN", "--out", "x.txt"], "unknown suffix .txt; give a name that ends in one of .jsonl"),
         (["predict", "IN", "--input-format", "pdf"], "pdf: unknown; known are txt, html"),

@@ -1,11 +1,14 @@
 """The cluster engine: the rows of the local one, each once, also when a machine dies; and what it refuses."""
 
 import json
+import pickle
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from threading import Thread
 
@@ -15,19 +18,9 @@ from typer.testing import CliRunner, Result
 
 from rasid.batch import parts
 from rasid.batch.outputs import check_output
-from rasid.batch.parts import (
-    Receipt,
-    check_complete,
-    cut,
-    deal,
-    join_parts,
-    place_files,
-    plan_files,
-    staging,
-    staging_of,
-    write_part,
-)
+from rasid.batch.parts import Receipt, check_complete, clear_parts, cut, deal, is_joined, join_parts, write_part
 from rasid.batch.prediction import Summary
+from rasid.batch.staging import Staging, staging_of
 from rasid.batch.tables import parquet_rows
 from rasid.cli.main import app
 from rasid.cli.predict import _sources
@@ -140,9 +133,9 @@ def test_a_machine_dies_on_the_way(tmp_path, cluster):
     seen: list[int] = []
     left: list[int] = []
 
-    def kill_once(done: int, total: int, documents: int) -> None:
-        seen.append(documents)
-        if len(seen) == 1:
+    def kill_once(staging: Staging) -> None:
+        seen.append(staging.summary.articles + staging.summary.failed)
+        if len(seen) == 2:  # the first part is done
             wait_for(lambda: not ray.available_resources().get("CPU"))  # so each machine has an extractor
             cluster.remove_node(doomed, allow_graceful=False)
             wait_for(lambda: [n["Alive"] for n in ray.nodes() if n["NodeID"] == doomed.node_id] == [False])
@@ -152,7 +145,7 @@ def test_a_machine_dies_on_the_way(tmp_path, cluster):
         shipped_model(), find_sources([folder]), ReadOptions(), out, errors, address=cluster.address, report=kill_once
     )
     assert left[0] > 0, "all was done before the machine died"
-    assert len(seen) == 12 and seen[-1] == 3 * 1024
+    assert len(seen) == 1 + 12 and seen[-1] == 3 * 1024
     assert (summary.articles, summary.failed) == (3 * 1023, 3)
     found = rows(out)
     alike = [f"x{n}" for n in range(1024) if n != 700]
@@ -233,15 +226,62 @@ def test_ray_is_missing(folder, monkeypatch):
     assert result.exit_code == 2 and "needs ray: pip install 'rasid[ray]'" in result.stderr
 
 
-def test_interrupted_by_the_user(folder, monkeypatch):
+def test_the_command_dies_on_the_way(tmp_path, cluster):
+    """… without a chance to tidy up; the same command reads what is left, and no more."""
+    (tmp_path / "in").mkdir()
+    for name in "abcdef":
+        lines = [json.dumps({"text": f"{SENTENCE} {name}", "id": f"x{n}"}) for n in range(30)]
+        lines[20] = "{" + "broken" * 200_000  # large enough for a share of its own
+        (tmp_path / "in" / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "rasid", "predict", "in", "--out", "out.parquet"]
+    command += ["--engine", "ray", "--address", cluster.address]
+    receipts = staging_of(tmp_path / "out.parquet") / "receipts.jsonl"
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: first.poll() is not None or (receipts.exists() and receipts.read_bytes().count(b"\n") > 0))
+    first.kill()
+    first.wait()
+    done = len(receipts.read_text().splitlines())
+    assert 0 < done < 6, "all was done before it died"
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 1 and f"going on after {30 * done:,} articles, from " in again.stderr
+    assert "articles: 174 in " in again.stderr and "6 not read, see errors.jsonl" in again.stderr
+    with chdir(tmp_path):
+        call("predict", "in", "--out", "local/a.parquet")
+    assert rows(tmp_path / "out.parquet") == rows(tmp_path / "local/a.parquet")
+    assert (tmp_path / "errors.jsonl").read_bytes() == (tmp_path / "local/errors.jsonl").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["errors.jsonl", "in", "local", "out.parquet"]
+
+
+def test_parts_that_are_done_are_not_read_again(tmp_path):
+    from rasid.batch.cluster import _read_share
+
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": f"نص {n}"}) + "\n" for n in range(600)), encoding="utf-8")
+    row = {"share": 7, "done": [1], "sources": pickle.dumps([Source(Path("a.jsonl"), "a.jsonl")])}
+    found = list(_read_share(row, ReadOptions(), tmp_path))
+    assert [(part["share"], part["number"], part["last"]) for part in found] == [(7, 0, False), (7, 2, True)]
+    assert [document.text for document in pickle.loads(found[1]["documents"])] == [f"نص {n}" for n in range(512, 600)]
+
+
+@pytest.mark.parametrize(
+    ("fresh", "kept", "message"),
+    [
+        ([], False, "interrupted; nothing was written"),
+        ([], True, "interrupted; the same command goes on from "),
+        (["--fresh"], True, "interrupted; the same command without --fresh goes on from "),
+    ],
+)
+def test_interrupted_by_the_user(folder, monkeypatch, fresh, kept, message):
     import rasid.batch.cluster
 
     def interrupted(*_: object, **__: object) -> None:
+        if kept:
+            staging_of(Path("a.parquet")).mkdir()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rasid.batch.cluster, "predict_on_cluster", interrupted)
-    result = call("predict", folder, "--engine", "ray", "--out", "a.parquet")
-    assert result.exit_code == 130 and "interrupted; nothing was written" in result.stderr
+    result = call("predict", folder, "--engine", "ray", "--out", "a.parquet", *fresh)
+    assert result.exit_code == 130 and message in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -270,7 +310,14 @@ def receipt(share: int, number: int, ids: str, folder: Path, *, last: bool = Fal
     file, size = write_part([article(id) for id in ids], folder) if ids else ("", 0)
     told = {int(place[1:]): {"path": "p", "id": id, "reason": "r"} for place, id in errors.items()}
     return Receipt(
-        share=share, number=number, last=last, documents=len(ids) + len(told), errors=told, file=file, size=size
+        share=share,
+        number=number,
+        last=last,
+        documents=len(ids) + len(told),
+        errors=told,
+        summary=Summary(articles=len(ids), failed=len(told)).to_dict(),
+        file=file,
+        size=size,
     )
 
 
@@ -321,45 +368,172 @@ def test_a_part_that_is_missing_or_there_twice_is_found(places):
         check_complete(receipts(places), 2)
 
 
+def stage(out: Path, shares: int = 1, *, fresh: bool = False, **what: str) -> Staging:
+    """The staging folder of a batch of some large files."""
+    sources = [Source(out.parent / f"{n}.jsonl", f"{n}.jsonl", "no file") for n in range(256 * shares)]
+    return Staging(out, what, sources, fresh=fresh)
+
+
+def join(staging: Staging) -> list[list[str]]:
+    """Join everything; the ids of each file."""
+    for number, plan in enumerate(staging.plan()):
+        join_parts(plan, staging.folder, number)
+        join_parts(plan, staging.folder, number)  # as when the machine that did it dies before it tells
+    return [[str(r["id"]) for r in rows(p)] for p in sorted((staging.folder / "joined").iterdir())]
+
+
 def test_parts_become_files_in_order_with_unique_ids(tmp_path, monkeypatch):
     """… whatever a machine that died has left."""
     monkeypatch.setattr(parts, "_FILE_BYTES", 1)
-    with staging(tmp_path / "out.parquet") as folder:
-        first = receipt(0, 0, "ab", folder, _1="a")
-        receipt(0, 0, "ab", folder)  # done twice; this one was not handed in
-        receipts = [first, receipt(0, 1, "", folder, last=True, _0="c"), receipt(1, 0, "ca", folder, last=True)]
-        with (tmp_path / "errors.jsonl").open("w") as errors:
-            joints = list(plan_files(receipts, folder, errors))
-        for number, joint in enumerate(joints):
-            join_parts(joint, folder, number)
-            join_parts(joint, folder, number)  # as when the machine that did it dies before it tells
-        found = sorted((folder / "joined").iterdir())
-        assert [p.name for p in found] == ["articles-00000.parquet", "articles-00001.parquet"]
-        assert [[r["id"] for r in rows(p)] for p in found] == [["a", "b"], ["c#2", "a#3"]]
-        assert [r["text"] for r in rows(found[1])] == ["نص c", "نص a"]
+    with stage(tmp_path / "out.parquet", 2) as staging:
+        first = receipt(0, 0, "ab", staging.folder, _1="a")
+        receipt(0, 0, "ab", staging.folder)  # done twice; this one was not handed in
+        staging.add(receipt(1, 0, "ca", staging.folder, last=True))
+        staging.add(receipt(0, 1, "", staging.folder, last=True, _0="c"))
+        staging.add(first)
+        assert join(staging) == [["a", "b"], ["c#2", "a#3"]]
+        staging.place(tmp_path / "errors.jsonl")
+    found = sorted((tmp_path / "out.parquet").iterdir())
+    assert [p.name for p in found] == ["articles-00000.parquet", "articles-00001.parquet"]
+    assert [r["text"] for r in rows(found[1])] == ["نص c", "نص a"]
     assert [json.loads(line)["id"] for line in (tmp_path / "errors.jsonl").read_text().splitlines()] == ["a#2", "c"]
-    assert [p.name for p in tmp_path.iterdir()] == ["errors.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["errors.jsonl", "out.parquet"]
 
 
 def test_a_file_that_is_not_what_its_receipt_says(tmp_path):
-    with staging(tmp_path / "out.parquet") as folder, (tmp_path / "errors.jsonl").open("w") as errors:
-        wrong = receipt(0, 0, "ab", folder, last=True).model_copy(update={"documents": 3})
-        with pytest.raises(RasidError, match="2 records, not what was written"):
-            list(plan_files([wrong], folder, errors))
+    with pytest.raises(RasidError, match="2 records, not what was written"), stage(tmp_path / "out.parquet") as staging:
+        staging.add(receipt(0, 0, "ab", staging.folder, last=True).model_copy(update={"documents": 3}))
+        staging.plan()
 
 
 def test_two_runs_do_not_share_an_output(tmp_path):
+    with stage(tmp_path / "out.parquet") as staging:
+        write_part([article("a")], staging.folder)
+        for fresh in (False, True):
+            with pytest.raises(ConfigError, match="another process writes this"):
+                stage(tmp_path / "out.parquet", fresh=fresh)
+        assert len(list((staging.folder / "parts").iterdir())) == 1
+
+
+class Killed(BaseException):
+    """The end of a process that has no chance to tidy up."""
+
+
+@contextmanager
+def killed(staging: Staging) -> Iterator[Staging]:
+    """A batch whose process is killed at the end of the block."""
+    yield staging
+    staging.close()  # as the system does
+
+
+def counted(summary: Summary) -> dict[str, object]:
+    return {**summary.to_dict(), "seconds": 0.0}
+
+
+def test_what_is_left_after_the_command_has_died(tmp_path):
     out = tmp_path / "out.parquet"
-    with staging(out) as folder:
-        write_part([article("a")], folder)
-        with pytest.raises(ConfigError, match="another process writes this"), staging(out):
-            pass
-        assert len(list((folder / "parts").iterdir())) == 1
-    staging_of(out).mkdir()
-    (staging_of(out) / "parts").mkdir()
-    (staging_of(out) / "parts" / "left.parquet").write_bytes(b"by a run that was killed")
-    with staging(out) as folder:
-        assert list((folder / "parts").iterdir()) == []
+    some = Summary(2, 10, 1, 0.0, Counter(UNIT=3), Counter(AT=1))
+    all_but_lost = Summary(4, 10, 1, 0.0, Counter(UNIT=3), Counter(AT=1))
+    with killed(stage(out, 3)) as staging:
+        assert [(share, done) for share, _, done in staging.left()] == [(0, set()), (1, set()), (2, set())]
+        staging.add(receipt(1, 0, "ab", staging.folder, _2="c").model_copy(update={"summary": some.to_dict()}))
+        staging.add(receipt(1, 2, "d", staging.folder, last=True))
+        staging.add(receipt(2, 0, "e", staging.folder, last=True))
+        lost = receipt(0, 0, "f", staging.folder, last=True)
+        seconds = staging.summary.seconds
+        staging.add(lost)
+    (staging.folder / "parts" / lost.file).unlink()  # as of a machine that has a disk of its own
+    with (staging.folder / "receipts.jsonl").open("a") as receipts:
+        receipts.write('{"share": 1, "numb')
+    for _ in range(2):
+        with killed(stage(out, 1)) as staging:  # what is there now does not matter
+            assert staging.resumed
+            left = list(staging.left())
+            assert [(share, done) for share, _, done in left] == [(0, set()), (1, {0, 2})]
+            assert [s.id for s in left[1][1]] == [f"{n}.jsonl" for n in range(256, 512)]
+            assert left[0][1][0] == Source(tmp_path / "0.jsonl", "0.jsonl", "no file")
+            assert counted(staging.summary) == counted(all_but_lost) and staging.summary.seconds >= seconds > 0
+            assert (staging.sources, staging.sources_done) == (768, 512)
+    with stage(out) as staging:
+        staging.add(receipt(0, 0, "f", staging.folder, last=True))
+        staging.add(receipt(1, 1, "c", staging.folder))
+        assert list(staging.left()) == []
+        assert join(staging) == [["f", "a", "b", "c#2", "d", "e"]]
+        staging.place(tmp_path / "errors.jsonl")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["errors.jsonl", "out.parquet"]
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_the_command_dies_when_all_is_read(tmp_path, monkeypatch, step):
+    """… at each step from the plan to the end; the rest is done once."""
+    monkeypatch.setattr(parts, "_FILE_BYTES", 1)
+    out, errors = tmp_path / "out.parquet", tmp_path / "errors.jsonl"
+    out.mkdir()
+    (out / "articles-00007.parquet").write_bytes(b"old")
+
+    def stop(self: Path, *_: object) -> None:
+        raise Killed
+
+    with killed(stage(out, fresh=True)) as staging:
+        staging.add(receipt(0, 0, "ab", staging.folder, _2="c"))
+        staging.add(receipt(0, 1, "a", staging.folder, last=True))
+        if step >= 1:
+            plans = staging.plan()
+        if step >= 2:
+            join_parts(plans[0], staging.folder, 0)
+            clear_parts(plans[0], staging.folder)
+        if step >= 3:
+            join_parts(plans[1], staging.folder, 1)
+            clear_parts(plans[1], staging.folder)
+        if step == 4:
+            out.rename(staging.folder / "replaced")
+        if step == 5:
+            monkeypatch.setattr(Path, "unlink", stop)
+            with pytest.raises(Killed):
+                staging.place(errors)
+            monkeypatch.undo()
+            monkeypatch.setattr(parts, "_FILE_BYTES", 1)
+    with stage(out) as staging:
+        assert (staging.planned, staging.placed) == (step >= 1, step == 5)
+        if not staging.placed:
+            for number, plan in enumerate(staging.plan()):
+                if not is_joined(staging.folder, number):
+                    join_parts(plan, staging.folder, number)
+                clear_parts(plan, staging.folder)
+        staging.place(errors)
+    assert [[r["id"] for r in rows(p)] for p in sorted(out.iterdir())] == [["a", "b"], ["a#2"]]
+    assert [json.loads(line)["id"] for line in errors.read_text().splitlines()] == ["c"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["errors.jsonl", "out.parquet"]
+
+
+def test_a_batch_that_another_has_begun(tmp_path):
+    out = tmp_path / "out.parquet"
+    with killed(stage(out, model="a")) as staging:
+        staging.add(receipt(0, 0, "a", staging.folder))
+    with pytest.raises(ConfigError, match="an unfinished run with other model; repeat its command"):
+        stage(out, model="b")
+    with killed(stage(out, model="b", fresh=True)) as staging:
+        assert not staging.resumed and not staging.receipts and not list((staging.folder / "parts").iterdir())
+        staging.add(receipt(0, 0, "a", staging.folder))
+    (staging.folder / "receipts.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match="damaged; start over with --fresh"):
+        stage(out, model="b")
+    with stage(out, model="b", fresh=True) as staging:
+        pass
+    assert not list(tmp_path.iterdir()), "nothing was done, so nothing is kept"
+
+
+def test_what_is_done_outlasts_an_error(tmp_path):
+    out = tmp_path / "out.parquet"
+    with pytest.raises(RasidError, match=r"gave up; what is done is kept in .*\.cluster: mend"), stage(out) as staging:
+        staging.add(receipt(0, 0, "a", staging.folder))
+        raise RasidError("the cluster gave up")
+    with pytest.raises(ConfigError, match=r"cannot be written: No space left; what is done"), stage(out) as staging:
+        assert len(staging.receipts) == 1
+        raise OSError(28, "No space left")
+    with pytest.raises(ConfigError, match="repeat the command without --fresh"), stage(out, fresh=True) as staging:
+        staging.add(receipt(0, 0, "a", staging.folder))
+        raise ConfigError("a machine has another release")
 
 
 def test_results_are_no_articles(folder):
@@ -381,35 +555,45 @@ def test_a_summary_of_several_parts():
 
 
 @pytest.fixture
-def finished(tmp_path, monkeypatch) -> Iterator[tuple[Path, Path]]:
-    """A staging folder with a finished file, and the output folder."""
+def finished(tmp_path, monkeypatch) -> Iterator[tuple[Callable[..., Staging], Path]]:
+    """What opens a staging folder in which one row is joined, and the output folder."""
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "results.parquet"
-    with staging(out) as folder:
-        (folder / "joined" / "articles-00000.parquet").write_bytes(b"new")
-        yield folder, out
+
+    def open_(*, fresh: bool) -> Staging:
+        staging = stage(out, fresh=fresh)
+        staging.add(receipt(0, 0, "n", staging.folder, last=True))
+        join(staging)
+        return staging
+
+    yield open_, out
 
 
 def test_an_output_of_this_machine_leaves_a_running_cluster_alone(finished):
-    folder, out = finished
-    check_output(out, "parquet")
-    place_files(folder, out, fresh=False)
-    assert (out / "articles-00000.parquet").read_bytes() == b"new"
+    open_, out = finished
+    with open_(fresh=False) as staging:
+        check_output(out, "parquet")
+        staging.place(out.parent / "errors.jsonl")
+    assert [r["id"] for r in rows(out)] == ["n"]
 
 
 def test_results_that_came_in_between_are_not_replaced(finished):
-    folder, out = finished
-    out.mkdir()
-    (out / "articles-00000.parquet").write_bytes(b"of another")
-    with pytest.raises(ConfigError, match="is there already") as caught:
-        place_files(folder, out, fresh=False)
+    open_, out = finished
+    with pytest.raises(ConfigError, match="has come in between and is in the way; what"), open_(fresh=False) as staging:
+        out.mkdir()
+        (out / "articles-00000.parquet").write_bytes(b"of another")
+        staging.place(out.parent / "errors.jsonl")
+    with pytest.raises(ConfigError, match="has come in between and is in the way"):
+        stage(out)
     assert (out / "articles-00000.parquet").read_bytes() == b"of another"
-    (kept,) = out.parent.glob("results.parquet.*")
-    assert str(kept) in str(caught.value) and (kept / "articles-00000.parquet").read_bytes() == b"new"
+    out.rename(out.parent / "of-another.parquet")
+    with stage(out) as staging:
+        staging.place(out.parent / "errors.jsonl")
+    assert [r["id"] for r in rows(out)] == ["n"]
 
 
 def test_a_failure_in_the_middle_puts_the_old_results_back(finished, monkeypatch):
-    folder, out = finished
+    open_, out = finished
     out.mkdir()
     (out / "articles-00000.parquet").write_bytes(b"old")
     rename = Path.rename
@@ -419,12 +603,26 @@ def test_a_failure_in_the_middle_puts_the_old_results_back(finished, monkeypatch
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(ConfigError, match="Input/output error"):
-        place_files(folder, out, fresh=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(ConfigError, match="Input/output error"), open_(fresh=True) as staging:
+            staging.place(out.parent / "errors.jsonl")
     assert (out / "articles-00000.parquet").read_bytes() == b"old"
-    (kept,) = out.parent.glob("results.parquet.*")
-    assert (kept / "articles-00000.parquet").read_bytes() == b"new"
+    with stage(out) as staging:
+        staging.place(out.parent / "errors.jsonl")
+    assert [r["id"] for r in rows(out)] == ["n"]
+
+
+def test_old_results_that_a_dead_command_had_set_aside_come_back(finished):
+    """… before it is started over, as the new ones may never come."""
+    open_, out = finished
+    out.mkdir()
+    (out / "articles-00000.parquet").write_bytes(b"old")
+    with killed(open_(fresh=True)) as staging:
+        out.rename(staging.folder / "replaced")
+    with stage(out, fresh=True):
+        pass
+    assert (out / "articles-00000.parquet").read_bytes() == b"old"
 
 
 def test_a_cluster_that_gets_nothing_done_fails_in_words():

@@ -3,41 +3,29 @@
     shares of the sources → read → parts of some hundred documents → extract → a file and a receipt each → join → place
 
 Reading is a stream: a file of any size is spread over all processors while it is read. Ray does once more what a
-machine was doing when it died; `rasid.batch.parts` sees to it that in the end every article is there once.
+machine was doing when it died; `rasid.batch.parts` sees to it that in the end every article is there once, and
+`rasid.batch.staging` that nothing is lost if it is this machine that dies.
 """
 
 import json
 import logging
 import pickle
 import socket
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext
 
-from rasid.batch.outputs import check_output, remove_output, write_output
-from rasid.batch.parts import (
-    FilePlan,
-    Receipt,
-    check_complete,
-    check_place,
-    clear_parts,
-    cut,
-    deal,
-    join_parts,
-    place_files,
-    plan_files,
-    staging,
-    write_part,
-)
+from rasid.batch.outputs import check_output
+from rasid.batch.parts import FilePlan, Receipt, clear_parts, cut, is_joined, join_parts, write_part
 from rasid.batch.prediction import Summary, predict_one
 from rasid.batch.ray_session import connected, failures_told
+from rasid.batch.staging import Staging
 from rasid.errors import ConfigError
 from rasid.inference import Extractor
 from rasid.parallel import ordered_map
@@ -59,11 +47,12 @@ def predict_on_cluster(
     errors: Path,
     max_seconds: float | None = None,
     *,
+    what: dict[str, Any] | None = None,
     fresh: bool = False,
     address: str | None = None,
-    report: Callable[[int, int, int], None] = lambda done, total, documents: None,
+    report: Callable[[Staging], None] = lambda staging: None,
 ) -> Summary:
-    """Extract from every article of the sources into a folder of Parquet files.
+    """Extract from every article of the sources into a folder of Parquet files, or go on where an earlier call stopped.
 
     All machines must see the inputs and the output, under the same paths.
 
@@ -74,47 +63,33 @@ def predict_on_cluster(
         out: The folder.
         errors: Gets the errors; where there are none, no such file is written, and an earlier one goes.
         max_seconds: Longest time for one article.
-        fresh: Whether earlier results in the folder may be replaced, when all is done.
+        what: What the batch is, JSON values only; an unfinished one of other values is not gone on with.
+        fresh: Whether to start over, and to replace earlier results in the folder when all is done.
         address: Of a running cluster; by default one is started on this machine, for this run alone.
-        report: Called now and then with the sources that are done, all sources, and the documents that are done.
+        report: Called with how far the batch is, at the start and after each part.
 
     Raises:
         ConfigError: if the cluster cannot be reached, or the output cannot be written.
         RasidError: if the cluster fails.
     """
-    began = time.perf_counter()
-    check_place(out, fresh=fresh)
     check_output(errors, "jsonl")
-    shares = list(deal(sources))
-    lengths = [len(share) for share in shares]
-    summary, receipts, total, done = Summary(), list[Receipt](), sum(lengths), 0
-    with staging(out) as folder, connected(address), failures_told():
-        rows = _work(model, shares, options, folder, max_seconds).iter_rows() if shares else ()
-        del shares  # of a folder of millions they take a gigabyte or more
-        for row in rows:
-            receipt = Receipt.model_validate_json(row["receipt"])
-            receipts.append(receipt)
-            summary.merge(Summary.from_dict(json.loads(row["summary"])))
-            done += lengths[receipt.share] if receipt.last else 0
-            report(done, total, summary.articles + summary.failed)
-        receipts.sort(key=lambda receipt: (receipt.share, receipt.number))
-        check_complete(receipts, len(lengths))
-        entries = folder / "errors.jsonl"
-        with entries.open("w", encoding="utf-8") as file:
-            _join(receipts, folder, file)
-        place_files(folder, out, fresh=fresh)
-        if summary.failed:
-            write_output(entries, errors, "jsonl")
-        else:
-            remove_output(errors)
-    summary.seconds = time.perf_counter() - began
-    return summary
+    with Staging(out, what or {}, sources, fresh=fresh) as staging:
+        report(staging)
+        if not staging.placed:
+            with connected(address), failures_told():
+                for receipt in _work(model, staging, options, max_seconds):
+                    staging.add(receipt)
+                    report(staging)
+                _join(staging.plan(), staging.folder)
+        staging.place(errors)
+    return staging.summary
 
 
-def _work(
-    model: Path, shares: list[list[Source]], options: ReadOptions, folder: Path, max_seconds: float | None
-) -> Dataset:
-    """The receipts of all parts, as rows that come as they are done."""
+def _work(model: Path, staging: Staging, options: ReadOptions, max_seconds: float | None) -> Iterator[Receipt]:
+    """Do the parts that are left, and give the receipt of each as soon as it is done."""
+    shares = [{"share": n, "done": sorted(done), "sources": pickle.dumps(share)} for n, share, done in staging.left()]
+    if not shares:
+        return
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -125,11 +100,8 @@ def _work(
     workers = int(ray.cluster_resources().get("CPU", 1))
     files = {path.name: path.read_bytes() for path in model.iterdir() if path.suffix in (".json", ".onnx")}
     with DataContext.current(context):
-        return (
-            ray.data.from_items(
-                [{"share": n, "sources": pickle.dumps(share)} for n, share in enumerate(shares)],
-                override_num_blocks=len(shares),
-            )
+        work = (
+            ray.data.from_items(shares, override_num_blocks=len(shares))
             .flat_map(
                 _read_share,
                 fn_args=(options, Path.cwd()),
@@ -138,18 +110,22 @@ def _work(
             )
             .map(
                 _Worker,
-                fn_constructor_args=(ray.put(files), version("rasid"), folder, max_seconds),
+                fn_constructor_args=(ray.put(files), version("rasid"), staging.folder, max_seconds),
                 num_cpus=1,
                 compute=ActorPoolStrategy(min_size=1, initial_size=workers),
             )
         )
+    del shares  # of a folder of millions they take a gigabyte or more
+    for row in work.iter_rows():
+        yield Receipt.model_validate_json(row["receipt"])
 
 
 def _read_share(row: Row, options: ReadOptions, cwd: Path) -> Iterator[Row]:
-    """The parts of a share, as rows."""
-    documents = _read_sources(pickle.loads(row["sources"]), options, cwd)
+    """The parts of a share that are left to do, as rows."""
+    documents, done = _read_sources(pickle.loads(row["sources"]), options, cwd), set(row["done"])
     for number, (part, last) in enumerate(cut(documents)):
-        yield {"share": row["share"], "number": number, "last": last, "documents": pickle.dumps(part)}
+        if number not in done:
+            yield {"share": row["share"], "number": number, "last": last, "documents": pickle.dumps(part)}
 
 
 def _read_sources(sources: Iterable[Source], options: ReadOptions, cwd: Path) -> Iterator[Document]:
@@ -184,7 +160,12 @@ class _Worker:
             else:
                 errors[place] = json.loads(outcome.line)
         receipt = Receipt(
-            share=row["share"], number=row["number"], last=row["last"], documents=len(documents), errors=errors
+            share=row["share"],
+            number=row["number"],
+            last=row["last"],
+            documents=len(documents),
+            errors=errors,
+            summary=summary.to_dict(),
         )
         if articles:
             try:
@@ -194,17 +175,18 @@ class _Worker:
                     f"{self._folder}: cannot be written by {socket.gethostname()}: {error.strerror or error}; "
                     "give an --out that all machines see under the same path"
                 ) from error
-        return {"receipt": receipt.model_dump_json(), "summary": json.dumps(summary.to_dict())}
+        return {"receipt": receipt.model_dump_json()}
 
 
-def _join(receipts: list[Receipt], folder: Path, errors: TextIO) -> None:
+def _join(plans: list[FilePlan], folder: Path) -> None:
     """Join the parts to finished files, on all machines."""
     join = ray.remote(max_retries=-1)(join_parts)  # as often as machines die
 
     def finish(job: tuple[int, FilePlan]) -> FilePlan:
         number, plan = job
-        ray.get(join.remote(plan, folder, number))
+        if not is_joined(folder, number):
+            ray.get(join.remote(plan, folder, number))
         return plan
 
-    for plan in ordered_map(finish, enumerate(plan_files(receipts, folder, errors)), _JOINS):
+    for plan in ordered_map(finish, enumerate(plans), _JOINS):
         clear_parts(plan, folder)

@@ -23,7 +23,16 @@ from typing import Any, BinaryIO, Self
 
 from pydantic import BaseModel, ValidationError
 
-from rasid.batch.outputs import OutputFormat, guess_format, hold, remove_output, replace_output, write_output
+from rasid.batch.outputs import (
+    OutputFormat,
+    check_same_run,
+    guess_format,
+    hold,
+    remove_output,
+    replace_output,
+    write_lines,
+    write_output,
+)
 from rasid.batch.prediction import Outcome, Summary
 from rasid.errors import ConfigError
 from rasid.reading.documents import Document, UniqueIds
@@ -108,12 +117,12 @@ class Journal:
 
     def _begin(self, run: dict[str, Any], sources: Iterable[Source]) -> None:
         listed = self.folder / "listed.jsonl"
-        _write(listed, (json.dumps([str(s.path), s.id, s.problem]) + "\n" for s in sources))
+        write_lines(listed, (json.dumps([str(s.path), s.id, s.problem]) + "\n" for s in sources))
         (self.folder / PROGRESS).unlink(missing_ok=True)  # from here on there is no journal until it is whole
         listed.replace(self.folder / SOURCES)
         for name in (ARTICLES, ERRORS):
-            _write(self.folder / name, [])
-        _write(self.folder / PROGRESS, [Progress(run=run).model_dump_json()])
+            write_lines(self.folder / name, [])
+        write_lines(self.folder / PROGRESS, [Progress(run=run).model_dump_json()])
 
     def _open(self, run: dict[str, Any]) -> None:
         try:
@@ -121,11 +130,7 @@ class Journal:
             self.summary = Summary.from_dict(self.progress.summary)
         except (ValidationError, TypeError) as error:
             raise self._damaged(PROGRESS) from error
-        if changed := [name for name in run if self.progress.run.get(name) != run[name]]:
-            raise ConfigError(
-                f"{self.folder}: an unfinished run with other {', '.join(changed)}; repeat its command to go on, or "
-                "start over with --fresh"
-            )
+        check_same_run(self.folder, self.progress.run, run)
         self._articles = self._whole(ARTICLES, self.progress.articles)
         self._errors = self._whole(ERRORS, self.progress.errors)
         self._saved = time.monotonic()
@@ -206,7 +211,7 @@ class Journal:
         self.progress.articles, self.progress.errors = self._articles.tell(), self._errors.tell()
         self.progress.complete |= complete
         self.progress.summary = self.summary.to_dict()
-        _write(self.folder / PROGRESS, [self.progress.model_dump_json()])
+        write_lines(self.folder / PROGRESS, [self.progress.model_dump_json()])
         self._saved = time.monotonic()
 
     def place(self, out: Path, errors: Path, *, append: bool = False) -> None:
@@ -273,16 +278,6 @@ class Journal:
             with suppress(OSError):  # a full disk, told before
                 file.close()
         self._lock.release()
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    """Write a file whole or not at all."""
-    new = path.with_suffix(".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 @contextmanager

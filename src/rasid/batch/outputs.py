@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -104,6 +104,34 @@ def hold(lock: Path, target: Path) -> FileLock:
     except Timeout as error:
         raise ConfigError(f"{target}: another process writes this; wait for it, or give another --out") from error
     return held
+
+
+def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """See that the unfinished run in a folder is the one that is to go on.
+
+    Args:
+        folder: Where it is.
+        before: What it is.
+        now: What is asked for.
+
+    Raises:
+        ConfigError: if they differ.
+    """
+    if changed := [name for name in now if before.get(name) != now[name]]:
+        raise ConfigError(
+            f"{folder}: an unfinished run with other {', '.join(changed)}; repeat its command to go on, or start over "
+            "with --fresh"
+        )
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a file whole or not at all; it is on the disk when this returns."""
+    new = path.with_suffix(".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 def remove_output(target: Path) -> None:

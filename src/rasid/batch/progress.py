@@ -22,6 +22,23 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=stderr, transient=True)
 
 
+def print_resumed(articles: int, folder: Path) -> None:
+    """How many articles are done already, and where."""
+    stderr.print(f"going on after {articles:,} articles, from {folder}", soft_wrap=True, highlight=False)
+
+
+def print_interrupted(folder: Path | None, *, fresh: bool) -> None:
+    """After Ctrl-C.
+
+    Args:
+        folder: Where what is done is kept; None if nothing is.
+        fresh: Whether the command says to start over.
+    """
+    command = "the same command without --fresh" if fresh else "the same command"
+    rest = f"{command} goes on from {folder}" if folder else "nothing was written"
+    stderr.print(f"interrupted; {rest}", soft_wrap=True, highlight=False)
+
+
 def print_summary(summary: Summary, out: Path | None, errors: Path | None) -> None:
     """Counts, speed and where the results are; `out` is None where they are nowhere yet, or on standard output."""
 

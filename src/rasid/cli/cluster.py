@@ -2,19 +2,19 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from rich.progress import Progress
+import typer
 
-from rasid.batch.parts import check_place
 from rasid.batch.prediction import Summary
+from rasid.batch.progress import INTERRUPTED, print_interrupted, print_resumed, progress_bar
+from rasid.batch.staging import Staging, staging_of
 from rasid.errors import ConfigError
 from rasid.reading.documents import ReadOptions
 from rasid.reading.sources import STANDARD_INPUT, Source
 
 
-def check_request(
-    inputs: list[Path], out: Path | None, errors: Path | None, *, append: bool, fresh: bool, parallel: bool
-) -> None:
+def check_request(inputs: list[Path], out: Path | None, errors: Path | None, *, append: bool, parallel: bool) -> None:
     """See before anything starts that a cluster can do what is asked.
 
     Raises:
@@ -33,7 +33,6 @@ def check_request(
         raise ConfigError("--engine ray: cannot --append; give another --out and read both")
     if parallel:
         raise ConfigError("--engine ray: has a process for each processor; leave out --threads and --processes")
-    check_place(out, fresh=fresh)
     try:
         import rasid.batch.cluster  # noqa: F401
     except ModuleNotFoundError as error:
@@ -47,19 +46,38 @@ def run(
     out: Path,
     errors: Path,
     max_seconds: float,
-    progress: Progress,
     *,
+    what: dict[str, Any],
     fresh: bool,
     address: str | None,
 ) -> Summary:
-    """Do a batch on a cluster and show how far it is; see `predict_on_cluster`."""
+    """Do a batch on a cluster, or what is left of it, and show how far it is; see `predict_on_cluster`."""
     from rasid.batch.cluster import predict_on_cluster
 
-    task = progress.add_task("files", total=None, articles="0")
+    with progress_bar() as progress:
+        task = progress.add_task("files", total=None, articles="0")
 
-    def report(done: int, total: int, documents: int) -> None:
-        progress.update(task, completed=done, total=total, articles=f"{documents:,}")
+        def report(staging: Staging) -> None:
+            done = staging.summary.articles + staging.summary.failed
+            if staging.resumed and progress.tasks[task].total is None:
+                print_resumed(done, staging.folder)
+            progress.update(task, completed=staging.sources_done, total=staging.sources, articles=f"{done:,}")
 
-    return predict_on_cluster(
-        model, sources, options, out, errors, max_seconds, fresh=fresh, address=address, report=report
-    )
+        try:
+            return predict_on_cluster(
+                model,
+                sources,
+                options,
+                out,
+                errors,
+                max_seconds,
+                what=what,
+                fresh=fresh,
+                address=address,
+                report=report,
+            )
+        except KeyboardInterrupt:
+            progress.stop()
+            folder = staging_of(out)
+            print_interrupted(folder if folder.exists() else None, fresh=fresh)
+            raise typer.Exit(INTERRUPTED) from None

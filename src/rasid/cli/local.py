@@ -12,7 +12,7 @@ import typer
 from rasid.batch.journal import Journal
 from rasid.batch.outputs import remove_output
 from rasid.batch.prediction import Outcome, Summary
-from rasid.batch.progress import INTERRUPTED, print_summary, progress_bar, stderr
+from rasid.batch.progress import INTERRUPTED, print_interrupted, print_resumed, print_summary, progress_bar
 from rasid.errors import ConfigError
 from rasid.reading.documents import Document, ReadOptions, UniqueIds, read_documents
 from rasid.reading.sources import Source
@@ -63,14 +63,10 @@ def _writer(path: Path | None, standard: TextIO) -> Iterator[IO[bytes]]:
         yield file
 
 
-def journalled(read: Read, journal: Journal, options: ReadOptions) -> Summary:
-    """Do what is left of a batch."""
+def journalled(read: Read, journal: Journal, options: ReadOptions, *, fresh: bool) -> Summary:
+    """Do what is left of a batch; `fresh` says whether the same command would start over."""
     if journal.resumed:
-        stderr.print(
-            f"going on after {journal.summary.articles + journal.summary.failed:,} articles, from {journal.folder}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        print_resumed(journal.summary.articles + journal.summary.failed, journal.folder)
     total = sum(1 for _ in journal.sources())
     with progress_bar() as progress:
         task = progress.add_task("files", total=total, articles="0")
@@ -88,8 +84,6 @@ def journalled(read: Read, journal: Journal, options: ReadOptions) -> Summary:
             journal.save()
             progress.stop()
             print_summary(journal.summary, None, None)
-            stderr.print(
-                f"interrupted; the same command goes on from {journal.folder}", soft_wrap=True, highlight=False
-            )
+            print_interrupted(journal.folder, fresh=fresh)
             raise typer.Exit(INTERRUPTED) from None
     return journal.summary

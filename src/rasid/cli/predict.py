@@ -7,15 +7,15 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from rasid.batch.journal import SUFFIX, Journal
 from rasid.batch.outputs import check_output, guess_format
-from rasid.batch.parts import staging_of
 from rasid.batch.prediction import predict as run
-from rasid.batch.progress import INTERRUPTED, print_summary, progress_bar, stderr
+from rasid.batch.progress import print_summary
+from rasid.batch.staging import staging_of
 from rasid.batch.workers import Workers
 from rasid.cli import cluster as cluster_cli
 from rasid.cli import local as local_cli
@@ -65,7 +65,7 @@ def predict(
         bool,
         typer.Option(
             "--fresh/--resume",
-            help="Start over, or go on where an interrupted run stopped; with ray, replace --out or refuse to.",
+            help="Start over, or go on where an interrupted run stopped; with ray, also whether --out may be replaced.",
         ),
     ] = False,
     threads: Annotated[
@@ -95,9 +95,7 @@ def predict(
     if threads is not None and processes > 1:
         raise ConfigError("--threads: each of several --processes has one; give one of the two")
     if engine is Engine.RAY:
-        cluster_cli.check_request(
-            inputs, out, errors, append=append, fresh=fresh, parallel=threads is not None or processes > 1
-        )
+        cluster_cli.check_request(inputs, out, errors, append=append, parallel=threads is not None or processes > 1)
     elif address is not None:
         raise ConfigError("--address: is for a cluster; give --engine ray too")
     folder = find_model(model)
@@ -105,33 +103,23 @@ def predict(
     sources = _sources(inputs, glob, out, errors)
     if engine is Engine.RAY:
         assert out is not None and errors is not None, "was checked"
-        try:
-            with progress_bar() as progress:
-                summary = cluster_cli.run(
-                    folder, sources, options, out, errors, max_seconds, progress, fresh=fresh, address=address
-                )
-        except KeyboardInterrupt:
-            stderr.print("interrupted; nothing was written", highlight=False)
-            raise typer.Exit(INTERRUPTED) from None
+        what = _describe(folder, inputs, glob, options, append)
+        summary = cluster_cli.run(
+            folder, sources, options, out, errors, max_seconds, what=what, fresh=fresh, address=address
+        )
     else:
         with Workers(folder, processes, max_seconds) if processes > 1 else nullcontext() as workers:
             read = partial(run, extractor, max_seconds=max_seconds, workers=workers)
             if out is None or _is_device(out):
+                if errors is not None and errors.is_file():
+                    sources = iter(list(sources))  # one of them may be the error file, which is opened at once
                 summary = local_cli.stream(read, sources, options, out, errors)
             else:
                 check_output(out, guess_format(out), append)
-                described = {
-                    "version": version("rasid"),
-                    "model": _digest(folder),
-                    "folder": str(Path.cwd()),
-                    "inputs": [str(path) for path in inputs],
-                    "glob": glob,
-                    "options": str(options),
-                    "append": append,
-                }
                 assert errors is not None, "there is an error file wherever there is an output"
-                with Journal(_journal_of(out), described, sources, fresh=fresh or standard) as journal:
-                    summary = local_cli.journalled(read, journal, options)
+                what = _describe(folder, inputs, glob, options, append)
+                with Journal(_journal_of(out), what, sources, fresh=fresh or standard) as journal:
+                    summary = local_cli.journalled(read, journal, options, fresh=fresh)
                     journal.place(out, errors, append=append)
     print_summary(summary, out, errors)
     if summary.failed:
@@ -153,6 +141,19 @@ def _is_device(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
+def _describe(model: Path, inputs: list[Path], glob: str | None, options: ReadOptions, append: bool) -> dict[str, Any]:
+    """What a batch is: if any of it changes, an unfinished one cannot be gone on with."""
+    return {
+        "version": version("rasid"),
+        "model": _digest(model),
+        "folder": str(Path.cwd()),
+        "inputs": [str(path) for path in inputs],
+        "glob": glob,
+        "options": str(options),
+        "append": append,
+    }
+
+
 def _digest(model: Path) -> str:
     """What tells one exported model from another."""
     digest = sha256()
@@ -169,16 +170,13 @@ def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Pat
     """What is to be read, without a journal or a folder of results of our own.
 
     Raises:
-        ConfigError: if an article would be written over; nothing is lost yet.
+        ConfigError: if an article would be written over, as soon as it is found.
     """
     targets = {path.resolve(): path for path in (out, errors) if path is not None and path.is_file()}
-    if targets:
-        for source in find_sources(inputs, glob):
-            if (place := source.path.resolve()) in targets:
-                raise ConfigError(
-                    f"{targets[place]}: is itself one of the articles to read; give another file to write to"
-                )
-    if out is None:
-        return find_sources(inputs, glob)
-    own = {_journal_of(out).resolve(), staging_of(out), out.resolve()}
-    return (source for source in find_sources(inputs, glob) if own.isdisjoint(source.path.resolve().parents))
+    own = set() if out is None else {_journal_of(out).resolve(), staging_of(out), out.resolve()}
+    for source in find_sources(inputs, glob):
+        place = source.path.resolve()
+        if place in targets:
+            raise ConfigError(f"{targets[place]}: is itself one of the articles to read; give another file to write to")
+        if own.isdisjoint(place.parents):
+            yield source

@@ -1,6 +1,7 @@
 """Whether the output of a batch that is killed again and again is the same bytes as that of one left alone.
 
     python benchmarks/interruptions.py data/train.jsonl --kills 50
+    python benchmarks/interruptions.py data/train.jsonl --kills 10 --engine ray
 
 Writes articles of a corpus into a folder and reads it once without interruption. Then reads it with `kill -9` at random
 moments, the same command each time, until so many processes were killed. Exit status 1 if any output differs.
@@ -22,9 +23,14 @@ from rich.console import Console
 from rasid.records import read_articles
 
 
-def command(folder: Path, out: Path) -> list[str]:
+def command(folder: Path, out: Path, engine: str) -> list[str]:
     """The command line of the batch."""
-    return [sys.executable, "-m", "rasid", "predict", str(folder), "--out", str(out)]
+    return [sys.executable, "-m", "rasid", "predict", str(folder), "--out", str(out), "--engine", engine]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The bytes of a file or of all files of a folder, by their names."""
+    return {file.name: file.read_bytes() for file in (path.iterdir() if path.is_dir() else [path])}
 
 
 def main() -> None:
@@ -34,6 +40,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--limit", type=int, default=400, help="articles to read")
     parser.add_argument("--format", default="jsonl", choices=["jsonl", "parquet"])
+    parser.add_argument("--engine", default="local", choices=["local", "ray"], help="ray writes a folder of parquet")
     parser.add_argument("--seed", type=int, default=13)
     args = parser.parse_args()
 
@@ -44,20 +51,21 @@ def main() -> None:
         for n, article in enumerate(islice(read_articles(args.articles), args.limit)):
             (folder / f"{n:05}.txt").write_text(article.text, encoding="utf-8")
         (folder / "bad.txt").write_bytes(b"\x89PNG\x00\x00")
-        out = work / f"records.{args.format}"
+        out = work / f"records.{'parquet' if args.engine == 'ray' else args.format}"
+        batch = command(folder, out, args.engine)
 
-        def outputs() -> list[bytes]:
-            return [path.read_bytes() for path in (out, work / "errors.jsonl")]
+        def outputs() -> list[dict[str, bytes]]:
+            return [contents(path) for path in (out, work / "errors.jsonl")]
 
         began = time.monotonic()
-        subprocess.run(command(folder, out), stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(batch, stderr=subprocess.DEVNULL, check=False)
         seconds = time.monotonic() - began
         whole, kills, batches, different = outputs(), 0, 0, 0
         while kills < args.kills:
             shutil.rmtree(work)
             batches += 1
             while True:
-                process = subprocess.Popen(command(folder, out), stderr=subprocess.DEVNULL)
+                process = subprocess.Popen(batch, stderr=subprocess.DEVNULL)
                 try:
                     process.wait(moments.uniform(0, seconds) if kills < args.kills else None)
                     break

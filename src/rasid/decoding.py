@@ -83,6 +83,14 @@ def best_tags(
     return np.array(path[::-1], dtype=np.int64)
 
 
+def decode_tags(
+    log_probs: npt.NDArray[np.float64], paragraphs: Sequence[tuple[int, int]], transitions: Transitions | None = None
+) -> list[Ints]:
+    """The most probable tags [W] of each paragraph, out of log-probabilities [W, T] of all words; see `best_tags`."""
+    allowed = allowed_transitions(log_probs.shape[1])
+    return [best_tags(log_probs[start:stop], allowed, transitions) for start, stop in paragraphs]
+
+
 def chain_probabilities(
     log_probs: npt.NDArray[np.float64], allowed: npt.NDArray[np.bool_], transitions: Transitions
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -236,10 +244,9 @@ def decode_entities(
     log_probs = log_softmax(tag_logits)
     spans: list[Span] = []
     entities: list[Entity] = []
-    for start, stop in paragraphs:
+    for (start, stop), tags in zip(paragraphs, decode_tags(log_probs, paragraphs, transitions), strict=True):
         part = log_probs[start:stop]
         surfaces = [text[a:b] for a, b in words[start:stop].tolist()]
-        tags = best_tags(part, allowed, transitions)
         single, steps = (part, None) if transitions is None else chain_probabilities(part, allowed, transitions)
         for span in tidy_spans(find_spans(tags, start), surfaces, start):
             begin, end = int(words[span.first, 0]), int(words[span.last, 1])

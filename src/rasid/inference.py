@@ -3,6 +3,7 @@
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol, Self
@@ -17,6 +18,8 @@ from rasid.decoding import (
     candidate_pairs,
     decode_entities,
     decode_relations,
+    decode_tags,
+    log_softmax,
     name_likeness,
     tag_words,
 )
@@ -84,6 +87,23 @@ def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
         raise ModelError(f"{path}: ONNX Runtime cannot load it ({error}); copy the model again") from error
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the network says of a section of an article.
+
+    Attributes:
+        section: Its words, paragraphs and windows.
+        tag_logits: float32 [W, T].
+        proclitic_logits: float32 [W, K].
+        states: Of the words of each window, float32 [W, H], to relate entities by.
+    """
+
+    section: Encoding
+    tag_logits: Floats
+    proclitic_logits: Floats
+    states: Sequence[Floats]
+
+
 class Extractor:
     """Reads articles: `extractor(text)` gives one record, `extractor.pipe(texts)` one after another.
 
@@ -133,9 +153,19 @@ class Extractor:
         Raises:
             DataError: if the text holds a lone surrogate, or takes too long.
         """
+        return self.decode(text, self.read(text, max_seconds=max_seconds), id=id)
+
+    def read(self, text: str, *, max_seconds: float | None = None) -> Iterator[Reading]:
+        """What the network says of a text, section by section; `decode` makes a record of it.
+
+        Args:
+            text: What to read.
+            max_seconds: When to give up; looked at between windows.
+
+        Raises:
+            DataError: as a call of the extractor does.
+        """
         began = time.monotonic()
-        entities: list[Entity] = []
-        relations: list[Relation] = []
         for section in self.encoder.encode(check_text(text)).sections():
             tag_logits = np.zeros((len(section.words), len(self.ontology.tags)), dtype=np.float32)
             proclitic_logits = np.zeros((len(section.words), self.settings.max_proclitic + 1), dtype=np.float32)
@@ -148,20 +178,34 @@ class Extractor:
                 core = slice(start - window.words[0], stop - window.words[0])
                 tag_logits[start:stop], proclitic_logits[start:stop] = tags[core], proclitics[core]
                 states.append(window_states)
-            tag_logits += np.array(self.settings.tag_bias, dtype=np.float32)
+            yield Reading(section, tag_logits, proclitic_logits, states)
+
+    def decode(self, text: str, readings: Iterable[Reading], *, id: str = "") -> Article:
+        """The record that this extractor's settings make of what `read` gives."""
+        entities: list[Entity] = []
+        relations: list[Relation] = []
+        for reading in readings:
             spans, found = decode_entities(
                 text,
-                section.words,
-                section.paragraphs,
-                tag_logits,
-                proclitic_logits,
+                reading.section.words,
+                reading.section.paragraphs,
+                self._biased(reading),
+                reading.proclitic_logits,
                 self.ontology,
                 len(entities) + 1,
                 self.settings.transitions,
             )
-            relations += self._relate(found, spans, section, states)
+            relations += self._relate(found, spans, reading.section, reading.states)
             entities += found
         return Article(id=id, text=text, entities=tuple(entities), relations=tuple(relations))
+
+    def tags(self, reading: Reading) -> list[Ints]:
+        """The tags [W] of each paragraph of a section; which entities `decode` finds depends on nothing else."""
+        log_probs = log_softmax(self._biased(reading))
+        return decode_tags(log_probs, reading.section.paragraphs, self.settings.transitions)
+
+    def _biased(self, reading: Reading) -> Floats:
+        return reading.tag_logits + np.array(self.settings.tag_bias, dtype=np.float32)
 
     def pipe(self, texts: Iterable[str]) -> Iterator[Article]:
         """One article per text, in order, several at once on as many threads; ids are empty."""
@@ -191,6 +235,8 @@ class Extractor:
         self, entities: Sequence[Entity], spans: Sequence[Span], section: Encoding, states: Sequence[Floats]
     ) -> list[Relation]:
         """Relations between entities of a section, given the states [W, H] of each of its windows."""
+        if not self.ontology.relation_names:
+            return []
         pairs, home = assign_windows(spans, section.paragraphs, section.windows, self.ontology)
         likeness = name_likeness([e.text for e in entities], pairs)
         word_tags = tag_words(spans, (0, len(section.words)))

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rasid.decoding import Floats
-from rasid.inference import Backend, Extractor
+from rasid.inference import Backend, Extractor, Reading
+from rasid.parallel import ordered_map
 from rasid.records import Article
 from rasid.schema import Ontology
 from rasid.scoring.evaluation import strict_tables
-from rasid.scoring.metrics import Score
+from rasid.scoring.metrics import Score, score_entities
 from rasid.settings import ModelSettings
 
 # Names in `ModelSettings`.
@@ -65,15 +66,21 @@ def dev_scores(extractor: Extractor, articles: Sequence[Article]) -> DevScores:
     bias = choose_bias(trial, articles)
     settings = extractor.settings.model_copy(update={BIAS: bias})
     names = settings.ontology.relation_names
+    readings = _read(trial, articles)
     counts: dict[float, dict[str, Score]] = {}
     entity_f1 = 0.0
     for threshold in THRESHOLDS if names else (settings.relation_threshold,):
         trial.settings = settings.model_copy(update={THRESHOLD: threshold, OWN_THRESHOLDS: {}})
-        entities, relations = strict_tables(trial, articles)
+        found = [trial.decode(a.text, reading, id=a.id) for a, reading in zip(articles, readings, strict=True)]
+        entities, relations = strict_tables(list(zip(articles, found, strict=True)), settings.ontology)
         entity_f1, counts[threshold] = entities.micro.f1, relations.per_type
     threshold, thresholds = choose_thresholds(counts)
     chosen = [counts[thresholds.get(name, threshold)][name] for name in names]
     return DevScores(entity_f1, pooled_f1(chosen) if names else None, threshold, thresholds, bias)
+
+
+def _read(extractor: Extractor, articles: Sequence[Article]) -> list[list[Reading]]:
+    return list(ordered_map(lambda article: list(extractor.read(article.text)), articles, extractor.threads))
 
 
 def choose_bias(extractor: Extractor, articles: Sequence[Article]) -> dict[str, float]:
@@ -82,11 +89,19 @@ def choose_bias(extractor: Extractor, articles: Sequence[Article]) -> dict[str, 
     ontology = Ontology(entity_types=extractor.ontology.entity_types, proclitics=extractor.ontology.proclitics)
     settings = extractor.settings.model_copy(update={"ontology": ontology, OWN_THRESHOLDS: {}})
     trial = Extractor(extractor.backend, extractor.encoder, settings, extractor.threads)
-    entities = [article.model_copy(update={"relations": ()}) for article in articles]
+    readings = _read(trial, articles)
+    known: list[dict[bytes, Article]] = [{} for _ in articles]  # by tags: which entities they make is all that counts
+
+    def find(article: Article, reading: list[Reading], known: dict[bytes, Article]) -> Article:
+        key = b"".join(tags.tobytes() for section in reading for tags in trial.tags(section))
+        if key not in known:
+            known[key] = trial.decode(article.text, reading, id=article.id)
+        return known[key]
 
     def f1(bias: dict[str, float]) -> float:
         trial.settings = settings.model_copy(update={BIAS: bias})
-        return strict_tables(trial, entities)[0].micro.f1
+        found = map(find, articles, readings, known)
+        return score_entities(list(zip(articles, found, strict=True)), ontology, samples=0).micro.f1
 
     chosen: dict[str, float] = {}
     best = f1(chosen)

@@ -160,18 +160,17 @@ def strict_f1(extractor: Extractor, gold: Sequence[Article]) -> dict[str, float]
     Raises:
         DataError: as `evaluate` does.
     """
-    entities, relations = strict_tables(extractor, gold)
+    entities, relations = strict_tables(_predict(extractor, gold), extractor.ontology)
     return {"entity_f1": entities.micro.f1, "relation_f1": relations.micro.f1}
 
 
-def strict_tables(extractor: Extractor, gold: Sequence[Article]) -> tuple[Table, Table]:
-    """Strict scores of entities and of relations under the extractor's ontology, without intervals.
+def strict_tables(pairs: Sequence[Pair], ontology: Ontology) -> tuple[Table, Table]:
+    """Strict scores of entities and of relations of gold and predicted articles, without intervals.
 
     Raises:
         DataError: as `evaluate` does.
     """
-    pairs = _predict(extractor, gold)
-    return tuple(score(pairs, extractor.ontology, samples=0) for score in (score_entities, score_relations))  # type: ignore[return-value]
+    return score_entities(pairs, ontology, samples=0), score_relations(pairs, ontology, samples=0)
 
 
 def _predict(extractor: Extractor, gold: Sequence[Article]) -> tuple[Pair, ...]:

@@ -303,6 +303,12 @@ def test_standard_input(folder):
     assert article == Extractor.load()(text, id="-")
 
 
+def test_a_new_error_file_among_the_articles_is_none_of_them(folder):
+    result = call("predict", folder, "--errors", folder / "errors.jsonl")
+    assert [a.id for a in records(result.stdout)] == list(TEXTS)
+    assert result.exit_code == 0 and not (folder / "errors.jsonl").exists()
+
+
 @pytest.mark.parametrize(("data", "reason"), [(b"", "empty"), (b"\xff", "not UTF-8"), (b"\x89PNG\x00\x00", "binary")])
 def test_bad_standard_input(folder, data, reason):
     result = call("predict", "-", input=data)

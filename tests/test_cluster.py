@@ -24,7 +24,7 @@ from rasid.batch.staging import Staging, staging_of
 from rasid.batch.tables import parquet_rows
 from rasid.cli.main import app
 from rasid.cli.predict import _sources
-from rasid.errors import ConfigError, RasidError
+from rasid.errors import ConfigError, DataError, RasidError
 from rasid.inference import Extractor
 from rasid.reading.documents import Document, ReadOptions
 from rasid.reading.sources import Source, find_sources
@@ -142,7 +142,14 @@ def test_a_machine_dies_on_the_way(tmp_path, cluster):
             left.append(12 - len(list((staging_of(out) / "parts").iterdir())))
 
     summary = predict_on_cluster(
-        shipped_model(), find_sources([folder]), ReadOptions(), out, errors, address=cluster.address, report=kill_once
+        shipped_model(),
+        find_sources([folder]),
+        ReadOptions(),
+        out,
+        errors,
+        what={},
+        address=cluster.address,
+        report=kill_once,
     )
     assert left[0] > 0, "all was done before the machine died"
     assert len(seen) == 1 + 12 and seen[-1] == 3 * 1024
@@ -252,6 +259,19 @@ def test_the_command_dies_on_the_way(tmp_path, cluster):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["errors.jsonl", "in", "local", "out.parquet"]
 
 
+def test_another_error_file_is_another_batch(folder, monkeypatch):
+    """… since it could be one of the articles that are listed already."""
+    import rasid.batch.cluster
+
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        rasid.batch.cluster, "predict_on_cluster", lambda *_, what, **__: seen.append(what) or Summary()
+    )
+    for errors in ("e.jsonl", "f.jsonl"):
+        assert call("predict", folder, "--engine", "ray", "--out", "a.parquet", "--errors", errors).exit_code == 0
+    assert {name for name in seen[0] if seen[0][name] != seen[1][name]} == {"errors"}
+
+
 def test_parts_that_are_done_are_not_read_again(tmp_path):
     from rasid.batch.cluster import _read_share
 
@@ -357,6 +377,8 @@ COMPLETE = [(0, 0, False), (0, 1, True), (1, 0, True)]
         [*COMPLETE[:2], *COMPLETE[1:]],
         [*COMPLETE[:2], (0, 2, True), COMPLETE[2]],
         [*COMPLETE, (2, 0, True)],
+        [*COMPLETE, COMPLETE[-1]],
+        [*COMPLETE, (1, 1, False), (1, 2, True)],
     ],
 )
 def test_a_part_that_is_missing_or_there_twice_is_found(places):
@@ -401,9 +423,19 @@ def test_parts_become_files_in_order_with_unique_ids(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_not_what_its_receipt_says(tmp_path):
-    with pytest.raises(RasidError, match="2 records, not what was written"), stage(tmp_path / "out.parquet") as staging:
-        staging.add(receipt(0, 0, "ab", staging.folder, last=True).model_copy(update={"documents": 3}))
+    """… is read again, and nothing else."""
+    out, other = tmp_path / "out.parquet", "was written by another machine and cannot be read here"
+    with pytest.raises(RasidError, match="2 records, not what was written"), stage(out) as staging:
+        staging.add(receipt(0, 0, "ab", staging.folder))
+        staging.add(receipt(0, 1, "ab", staging.folder, last=True).model_copy(update={"documents": 3}))
         staging.plan()
+    with pytest.raises(RasidError, match=other), stage(out) as staging:
+        assert [done for _, _, done in staging.left()] == [{0}]
+        staging.add(bad := receipt(0, 1, "ab", staging.folder, last=True))
+        (staging.folder / "parts" / bad.file).write_bytes(b"x" * bad.size)
+        staging.plan()
+    with stage(out) as staging:
+        assert [done for _, _, done in staging.left()] == [{0}]
 
 
 def test_two_runs_do_not_share_an_output(tmp_path):
@@ -413,6 +445,11 @@ def test_two_runs_do_not_share_an_output(tmp_path):
             with pytest.raises(ConfigError, match="another process writes this"):
                 stage(tmp_path / "out.parquet", fresh=fresh)
         assert len(list((staging.folder / "parts").iterdir())) == 1
+
+
+def failing_sources(place: Path) -> Iterator[Source]:
+    yield Source(place, "a")
+    raise DataError("not this one")
 
 
 class Killed(BaseException):
@@ -444,7 +481,7 @@ def test_what_is_left_after_the_command_has_died(tmp_path):
         staging.add(lost)
     (staging.folder / "parts" / lost.file).unlink()  # as of a machine that has a disk of its own
     with (staging.folder / "receipts.jsonl").open("a") as receipts:
-        receipts.write('{"share": 1, "numb')
+        receipts.write("\0\0\n" + '{"share": 1, "numb')  # as a power cut may leave it
     for _ in range(2):
         with killed(stage(out, 1)) as staging:  # what is there now does not matter
             assert staging.resumed
@@ -471,7 +508,7 @@ def test_the_command_dies_when_all_is_read(tmp_path, monkeypatch, step):
     out.mkdir()
     (out / "articles-00007.parquet").write_bytes(b"old")
 
-    def stop(self: Path, *_: object) -> None:
+    def stop(self: Path, missing_ok: bool = False) -> None:
         raise Killed
 
     with killed(stage(out, fresh=True)) as staging:
@@ -510,12 +547,17 @@ def test_a_batch_that_another_has_begun(tmp_path):
     out = tmp_path / "out.parquet"
     with killed(stage(out, model="a")) as staging:
         staging.add(receipt(0, 0, "a", staging.folder))
-    with pytest.raises(ConfigError, match="an unfinished run with other model; repeat its command"):
-        stage(out, model="b")
+    for other in ({"model": "b"}, {}):
+        with pytest.raises(ConfigError, match="an unfinished run with other model; repeat its command"):
+            stage(out, **other)
+    with pytest.raises(DataError, match="not this one"):
+        Staging(out, {"model": "a"}, failing_sources(out), fresh=True)
+    with killed(stage(out, model="a")) as staging:
+        assert len(staging.receipts) == 1, "what cannot begin costs nothing"
     with killed(stage(out, model="b", fresh=True)) as staging:
         assert not staging.resumed and not staging.receipts and not list((staging.folder / "parts").iterdir())
         staging.add(receipt(0, 0, "a", staging.folder))
-    (staging.folder / "receipts.jsonl").write_text("{}\n")
+    (staging.folder / "shares.jsonl").write_text("{")
     with pytest.raises(ConfigError, match="damaged; start over with --fresh"):
         stage(out, model="b")
     with stage(out, model="b", fresh=True) as staging:
@@ -531,6 +573,12 @@ def test_what_is_done_outlasts_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be written: No space left; what is done"), stage(out) as staging:
         assert len(staging.receipts) == 1
         raise OSError(28, "No space left")
+    with pytest.raises(ConfigError, match="written: No space left on device; what is done"), stage(out) as staging:
+        staging._file.close()
+        staging._file = Path("/dev/full").open("a")  # noqa: SIM115
+        staging.add(receipt(0, 1, "a", staging.folder))
+    with stage(out) as staging:
+        assert len(staging.receipts) == 1, "the lock was left"
     with pytest.raises(ConfigError, match="repeat the command without --fresh"), stage(out, fresh=True) as staging:
         staging.add(receipt(0, 0, "a", staging.folder))
         raise ConfigError("a machine has another release")
@@ -579,11 +627,11 @@ def test_an_output_of_this_machine_leaves_a_running_cluster_alone(finished):
 
 def test_results_that_came_in_between_are_not_replaced(finished):
     open_, out = finished
-    with pytest.raises(ConfigError, match="has come in between and is in the way; what"), open_(fresh=False) as staging:
+    with pytest.raises(ConfigError, match="has come in between; move it away and"), open_(fresh=False) as staging:
         out.mkdir()
         (out / "articles-00000.parquet").write_bytes(b"of another")
         staging.place(out.parent / "errors.jsonl")
-    with pytest.raises(ConfigError, match="has come in between and is in the way"):
+    with pytest.raises(ConfigError, match="has come in between; move it away"):
         stage(out)
     assert (out / "articles-00000.parquet").read_bytes() == b"of another"
     out.rename(out.parent / "of-another.parquet")
@@ -611,6 +659,54 @@ def test_a_failure_in_the_middle_puts_the_old_results_back(finished, monkeypatch
     with stage(out) as staging:
         staging.place(out.parent / "errors.jsonl")
     assert [r["id"] for r in rows(out)] == ["n"]
+
+
+def test_old_results_outlast_a_batch_without_articles(finished, monkeypatch):
+    _, out = finished
+    out.mkdir()
+    (out / "articles-00000.parquet").write_bytes(b"old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == out:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with pytest.raises(ConfigError, match="Input/output error"), Staging(out, {}, [], fresh=True) as staging:
+        join(staging)
+        monkeypatch.setattr(Path, "rename", failing)
+        staging.place(out.parent / "errors.jsonl")
+    monkeypatch.setattr(Path, "rename", rename)
+    with Staging(out, {}, [], fresh=True):
+        pass
+    assert (out / "articles-00000.parquet").read_bytes() == b"old"
+
+
+def test_what_comes_in_the_moment_of_a_death_is_in_the_way(finished):
+    open_, out = finished
+    out.mkdir()
+    with killed(open_(fresh=True)) as staging:
+        out.rename(staging.folder / "replaced")
+    out.mkdir()
+    with pytest.raises(ConfigError, match="has come in between; move it away and repeat the command"):
+        stage(out)
+
+
+def test_a_machine_that_was_given_up_still_writes(finished, monkeypatch):
+    open_, out = finished
+
+    def in_use(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty")
+
+    with open_(fresh=False) as staging:
+        monkeypatch.setattr("shutil.rmtree", in_use)
+        staging.place(out.parent / "errors.jsonl")
+    assert [r["id"] for r in rows(out)] == ["n"]
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="is there already"):
+        stage(out)
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
 
 
 def test_old_results_that_a_dead_command_had_set_aside_come_back(finished):

@@ -47,7 +47,7 @@ def predict_on_cluster(
     errors: Path,
     max_seconds: float | None = None,
     *,
-    what: dict[str, Any] | None = None,
+    what: dict[str, Any],
     fresh: bool = False,
     address: str | None = None,
     report: Callable[[Staging], None] = lambda staging: None,
@@ -73,7 +73,7 @@ def predict_on_cluster(
         RasidError: if the cluster fails.
     """
     check_output(errors, "jsonl")
-    with Staging(out, what or {}, sources, fresh=fresh) as staging:
+    with Staging(out, what, sources, fresh=fresh) as staging:
         report(staging)
         if not staging.placed:
             with connected(address), failures_told():

@@ -102,7 +102,9 @@ def hold(lock: Path, target: Path) -> FileLock:
     try:
         held.acquire()
     except Timeout as error:
-        raise ConfigError(f"{target}: another process writes this; wait for it, or give another --out") from error
+        raise ConfigError(
+            f"{target}: another process writes this (its lock is {lock}); wait for it, or give another --out"
+        ) from error
     return held
 
 
@@ -117,7 +119,7 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     Raises:
         ConfigError: if they differ.
     """
-    if changed := [name for name in now if before.get(name) != now[name]]:
+    if changed := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
         raise ConfigError(
             f"{folder}: an unfinished run with other {', '.join(changed)}; repeat its command to go on, or start over "
             "with --fresh"

@@ -123,10 +123,13 @@ def check_complete(receipts: Iterable[Receipt], shares: int) -> None:
         if (receipt.share, receipt.number) != expected:
             break
         expected = (receipt.share + 1, 0) if receipt.last else (receipt.share, receipt.number + 1)
-    if expected != (shares, 0):
-        raise RasidError(
-            f"part {expected[1]} of share {expected[0]} of {shares} is not there once; start over with --fresh"
-        )
+    else:
+        if expected == (shares, 0):
+            return
+    raise RasidError(
+        f"part {expected[1]} of share {expected[0]} of {shares} is not there once, as if an input had changed since "
+        "the batch began"
+    )
 
 
 def plan_files(receipts: Iterable[Receipt], folder: Path, errors: TextIO) -> Iterator[FilePlan]:
@@ -174,15 +177,21 @@ def _read_ids(receipt: Receipt, folder: Path) -> list[str]:
         try:
             ids = pq.ParquetFile(folder / PARTS / receipt.file).read(columns=["id"])["id"].to_pylist()
         except (OSError, pa.ArrowException) as error:
+            _forget(receipt, folder)
             raise RasidError(
                 f"{folder / PARTS / receipt.file}: was written by another machine and cannot be read here ({error}); "
                 "give an --out that all machines see under the same path"
             ) from error
     if len(ids) != receipt.documents - len(receipt.errors):
-        raise RasidError(
-            f"{folder / PARTS / receipt.file}: {len(ids)} records, not what was written; start over with --fresh"
-        )
+        _forget(receipt, folder)
+        raise RasidError(f"{folder / PARTS / receipt.file}: {len(ids)} records, not what was written")
     return ids
+
+
+def _forget(receipt: Receipt, folder: Path) -> None:
+    """Take a bad file away, so that its receipt does not count any more when the batch goes on."""
+    if receipt.file:
+        (folder / PARTS / receipt.file).unlink(missing_ok=True)
 
 
 def join_parts(plan: FilePlan, folder: Path, number: int) -> None:

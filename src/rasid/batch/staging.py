@@ -18,10 +18,11 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from rasid.batch.outputs import check_same_run, hold, remove_output, sync, write_lines, write_output
 from rasid.batch.parts import JOINED, PARTS, FilePlan, Receipt, check_complete, deal, plan_files
@@ -82,9 +83,9 @@ class Staging:
                     self._begin(what, sources, fresh)
                 self._open(what)
             except BaseException:
-                self._lock.release()
                 if not (self.folder / RUN).exists():
-                    shutil.rmtree(self.folder)
+                    self._remove()
+                self._lock.release()
                 raise
         except OSError as error:
             raise ConfigError(f"{_cannot_write(out, error)}; mend that or choose another place") from error
@@ -93,16 +94,18 @@ class Staging:
         if (replaced := self.folder / REPLACED).exists() and not self.out.exists():
             replaced.rename(self.out.resolve())
         check_place(self.out, fresh=fresh)
+        listed = self.folder / "listed.jsonl"
+        shares = (json.dumps([(str(s.path), s.id, s.problem) for s in share]) + "\n" for share in deal(sources))
+        write_lines(listed, shares)
         (self.folder / RUN).unlink(missing_ok=True)  # from here on there is none until it is whole
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != LOCK:
+            elif path.name not in (LOCK, listed.name):
                 path.unlink()
         for name in (PARTS, JOINED):
             (self.folder / name).mkdir()
-        shares = (json.dumps([(str(s.path), s.id, s.problem) for s in share]) + "\n" for share in deal(sources))
-        write_lines(self.folder / SHARES, shares)
+        listed.replace(self.folder / SHARES)
         write_lines(self.folder / RECEIPTS, [])
         write_lines(self.folder / RUN, [Run(what=what, replace=fresh).model_dump_json()])
 
@@ -128,15 +131,18 @@ class Staging:
 
     def _whole(self) -> Iterator[str]:
         """The receipts that count, line by line; the others' parts are read again."""
+        planned = self.planned
         with (self.folder / RECEIPTS).open(encoding="utf-8") as lines:
             for line in lines:
-                if not line.endswith("\n"):  # the machine stopped in the middle of it
-                    return
-                receipt = Receipt.model_validate_json(line)
-                path = self.folder / PARTS / receipt.file
-                if self.planned or not receipt.file or (path.is_file() and path.stat().st_size == receipt.size):
+                try:
+                    receipt = Receipt.model_validate_json(line)
+                except ValidationError:
+                    if planned:
+                        raise
+                    continue  # the machine stopped in the middle of it
+                if planned or not receipt.file or _size(self.folder / PARTS / receipt.file) == receipt.size:
                     self._count(receipt)
-                    yield line
+                    yield line.removesuffix("\n") + "\n"
 
     def _count(self, receipt: Receipt) -> None:
         self.summary.merge(Summary.from_dict(receipt.summary))
@@ -197,6 +203,7 @@ class Staging:
                 errors.flush()
                 os.fsync(errors.fileno())
             write_lines(path, (json.dumps(plan) + "\n" for plan in plans))
+            return plans
         with path.open(encoding="ascii") as lines:
             return [[(name, {int(row): id for row, id in new.items()}) for name, new in json.loads(s)] for s in lines]
 
@@ -215,9 +222,7 @@ class Staging:
             write_output(self.folder / ERRORS, errors, "jsonl")
         else:
             remove_output(errors)
-        self.close()
-        (self.folder / RUN).unlink()
-        shutil.rmtree(self.folder)
+        self._remove()
 
     def _place(self) -> None:
         """Put the finished files in place, instead of what is there; a stop in between is made up for."""
@@ -236,32 +241,40 @@ class Staging:
 
     def _check_free(self) -> None:
         """See that nothing has come to the output's place since the batch began."""
-        if self.out.exists() and not self._replace:
-            raise ConfigError(f"{self.out}: has come in between and is in the way")
+        if self.out.exists() and (not self._replace or (self.folder / REPLACED).exists()):
+            raise ConfigError(f"{self.out}: has come in between; move it away and repeat the command")
         check_place(self.out, fresh=self._replace)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        told = _cannot_write(self.out, error) if isinstance(error, OSError) else error
+        kept = (self.folder / RUN).exists()
+        if kept and not self.receipts and not (self.folder / REPLACED).exists():  # nothing is lost
+            self._remove()
+            kept = False
         self.close()
-        if not self.folder.exists():
-            return
-        if not self.receipts:  # nothing is lost
-            shutil.rmtree(self.folder)
-            if isinstance(error, OSError):
-                raise _cannot_write(self.out, error) from error
-        elif isinstance(error, RasidError | OSError):
-            told = error if isinstance(error, RasidError) else _cannot_write(self.out, error)
+        if kept and isinstance(told, RasidError):
             command = "the command without --fresh" if self._replace else "the command"
             raise type(told)(
-                f"{told}; what is done is kept in {self.folder}: mend that and repeat {command}"
+                f"{told}; what is done is kept in {self.folder}: mend that and repeat {command}, or start over with "
+                "--fresh"
             ) from error
+        if told is not error and told is not None:
+            raise told from error
 
     def close(self) -> None:
         """Close the receipts and let others have the folder."""
-        self._file.close()
+        with suppress(OSError):  # a full disk, told before
+            self._file.close()
         self._lock.release()
+
+    def _remove(self) -> None:
+        """Take the folder away; what a machine that was given up still writes there may stay, and does no harm."""
+        with suppress(OSError):
+            (self.folder / RUN).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def staging_of(out: Path) -> Path:
@@ -286,3 +299,10 @@ def check_place(out: Path, *, fresh: bool) -> None:
 
 def _cannot_write(out: Path, error: OSError) -> ConfigError:
     return ConfigError(f"{out}: cannot be written: {error.strerror or error}")
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

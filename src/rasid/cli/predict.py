@@ -22,7 +22,7 @@ from rasid.cli import local as local_cli
 from rasid.errors import ConfigError
 from rasid.inference import Extractor
 from rasid.reading.documents import ReadOptions
-from rasid.reading.sources import FORMATS, STANDARD_INPUT, Format, Source, find_sources
+from rasid.reading.sources import FORMATS, STANDARD_INPUT, Format, Source, find_sources, printable
 from rasid.settings import find_model
 
 
@@ -103,7 +103,7 @@ def predict(
     sources = _sources(inputs, glob, out, errors)
     if engine is Engine.RAY:
         assert out is not None and errors is not None, "was checked"
-        what = _describe(folder, inputs, glob, options, append)
+        what = _describe(folder, inputs, glob, options, append, errors)
         summary = cluster_cli.run(
             folder, sources, options, out, errors, max_seconds, what=what, fresh=fresh, address=address
         )
@@ -117,7 +117,7 @@ def predict(
             else:
                 check_output(out, guess_format(out), append)
                 assert errors is not None, "there is an error file wherever there is an output"
-                what = _describe(folder, inputs, glob, options, append)
+                what = _describe(folder, inputs, glob, options, append, errors)
                 with Journal(_journal_of(out), what, sources, fresh=fresh or standard) as journal:
                     summary = local_cli.journalled(read, journal, options, fresh=fresh)
                     journal.place(out, errors, append=append)
@@ -141,16 +141,19 @@ def _is_device(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def _describe(model: Path, inputs: list[Path], glob: str | None, options: ReadOptions, append: bool) -> dict[str, Any]:
+def _describe(
+    model: Path, inputs: list[Path], glob: str | None, options: ReadOptions, append: bool, errors: Path
+) -> dict[str, Any]:
     """What a batch is: if any of it changes, an unfinished one cannot be gone on with."""
     return {
         "version": version("rasid"),
         "model": _digest(model),
-        "folder": str(Path.cwd()),
-        "inputs": [str(path) for path in inputs],
+        "folder": printable(str(Path.cwd())),
+        "inputs": [printable(str(path)) for path in inputs],
         "glob": glob,
         "options": str(options),
         "append": append,
+        "errors": printable(str(errors.resolve())),  # another one could be an article
     }
 
 
@@ -167,16 +170,23 @@ def _journal_of(out: Path) -> Path:
 
 
 def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Path | None) -> Iterator[Source]:
-    """What is to be read, without a journal or a folder of results of our own.
+    """What is to be read, without a journal, a folder of results or a new file of our own.
 
     Raises:
         ConfigError: if an article would be written over, as soon as it is found.
     """
-    targets = {path.resolve(): path for path in (out, errors) if path is not None and path.is_file()}
+    targets = {path.resolve(): path for path in (out, errors) if path is not None}
+    old = {place for place, path in targets.items() if path.is_file()}
     own = set() if out is None else {_journal_of(out).resolve(), staging_of(out), out.resolve()}
-    for source in find_sources(inputs, glob):
-        place = source.path.resolve()
-        if place in targets:
-            raise ConfigError(f"{targets[place]}: is itself one of the articles to read; give another file to write to")
-        if own.isdisjoint(place.parents):
-            yield source
+
+    def checked() -> Iterator[Source]:
+        for source in find_sources(inputs, glob):
+            place = source.path.resolve()
+            if place in old:
+                raise ConfigError(
+                    f"{targets[place]}: is itself one of the articles to read; give another file to write to"
+                )
+            if place not in targets and own.isdisjoint(place.parents):
+                yield source
+
+    return checked()

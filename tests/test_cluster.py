@@ -593,6 +593,16 @@ def test_results_are_no_articles(folder):
     assert [s.id for s in _sources([folder], None, out, None)] == ["a.txt", "dump.jsonl", "empty.txt", "page.html"]
 
 
+def test_results_are_not_replaced_by_nothing(tmp_path):
+    out = tmp_path / "in" / "out.parquet"
+    out.mkdir(parents=True)
+    (out / "articles-00000.parquet").write_bytes(b"rows")
+    result = call("predict", tmp_path / "in", "--engine", "ray", "--out", out, "--fresh")
+    assert result.exit_code == 2 and "nothing to read there but results of an earlier run" in result.stderr
+    assert (out / "articles-00000.parquet").read_bytes() == b"rows"
+    assert [p.name for p in out.parent.iterdir()] == ["out.parquet"]
+
+
 def test_a_summary_of_several_parts():
     one, other = (Summary(2, 10, 1, 9.0, Counter(A=1), Counter(R=2)), Summary(1, 5, 0, 1.0, Counter(A=2, B=1)))
     one.merge(other)

@@ -173,13 +173,14 @@ def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Pat
     """What is to be read, without a journal, a folder of results or a new file of our own.
 
     Raises:
-        ConfigError: if an article would be written over, as soon as it is found.
+        ConfigError: if an article would be written over, as soon as it is found, or if in the end there was none.
     """
     targets = {path.resolve(): path for path in (out, errors) if path is not None}
     old = {place for place, path in targets.items() if path.is_file()}
     own = set() if out is None else {_journal_of(out).resolve(), staging_of(out), out.resolve()}
 
     def checked() -> Iterator[Source]:
+        empty = True
         for source in find_sources(inputs, glob):
             place = source.path.resolve()
             if place in old:
@@ -187,6 +188,9 @@ def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Pat
                     f"{targets[place]}: is itself one of the articles to read; give another file to write to"
                 )
             if place not in targets and own.isdisjoint(place.parents):
+                empty = False
                 yield source
+        if empty:
+            raise ConfigError(f"{', '.join(map(str, inputs))}: nothing to read there but results of an earlier run")
 
     return checked()

@@ -8,6 +8,7 @@ from rasid.inference import Extractor
 from rasid.records import Article, Entity, Relation
 from rasid.schema import Ontology
 from rasid.scoring.calibration import (
+    BIAS,
     BIASES,
     OWN_THRESHOLDS,
     THRESHOLDS,
@@ -18,6 +19,7 @@ from rasid.scoring.calibration import (
     dev_scores,
     pooled_f1,
 )
+from rasid.scoring.evaluation import strict_tables
 from rasid.scoring.metrics import Score
 from rasid.settings import ModelSettings, shipped_model
 
@@ -311,3 +313,37 @@ def test_a_bias_must_be_worthwhile(doubtful: Extractor) -> None:
     many = [right.model_copy(update={"id": str(n)}) for n in range(400)]
     assert choose_bias(doubtful, [*many, wrong]) == {}
     assert choose_bias(doubtful, [*many[:40], wrong]) == {"PLACE": -1.0}
+
+
+class UncertainBackend:
+    """Random logits of tags for each piece, near to one another, so that every bias changes some tags."""
+
+    def encode(self, input_ids: np.ndarray, word_pieces: np.ndarray) -> tuple[np.ndarray, ...]:
+        words = input_ids[word_pieces].tolist()
+        tags = np.array([np.random.default_rng(w).normal(size=len(ONTOLOGY.tags)) for w in words], np.float32)
+        return tags, np.zeros((len(words), 1), np.float32), np.zeros((len(words), 1), np.float32)
+
+
+@pytest.mark.parametrize("transitions", [None, (np.arange(30).reshape(6, 5) / 20).tolist()])
+def test_the_bias_is_the_one_that_reading_everything_anew_would_choose(
+    transitions: list[list[float]] | None, gold: list[Article]
+) -> None:
+    settings = ModelSettings(
+        ontology=Ontology(entity_types=ONTOLOGY.entity_types), max_proclitic=0, transitions=transitions
+    )
+    extractor = Extractor(UncertainBackend(), TextEncoder.load(shipped_model(), settings.text), settings)
+    texts = [f"{a.text}\n{b.text}" for a, b in product(gold, repeat=2)]
+    truth = Extractor(extractor.backend, extractor.encoder, settings.model_copy(update={BIAS: {"PLACE": -1.2}}))
+    articles = [truth(text, id=str(n)) for n, text in enumerate(texts)]
+
+    def f1(bias: dict[str, float]) -> float:
+        user = Extractor(extractor.backend, extractor.encoder, settings.model_copy(update={BIAS: bias}))
+        pairs = [(a, user(a.text, id=a.id)) for a in articles]
+        return strict_tables(pairs, settings.ontology)[0].micro.f1
+
+    chosen = choose_bias(extractor, articles)
+    alone = {(name, b): f1({name: b}) for name in ("UNIT", "PLACE") for b in BIASES}
+    first = next(iter(chosen))
+    assert alone[first, chosen[first]] == max(alone.values()) > f1({}) + 0.01
+    assert len(set(alone.values())) > 5
+    assert dev_scores(extractor, articles).entity_f1 == f1(chosen)

@@ -650,19 +650,24 @@ def test_results_that_came_in_between_are_not_replaced(finished):
     assert [r["id"] for r in rows(out)] == ["n"]
 
 
+def failing_rename(place: Path, *names: str) -> Callable[[Path, Path], Path]:
+    """`Path.rename`, which cannot move what has one of the names to a place."""
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name in names and target == place:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    return fail
+
+
 def test_a_failure_in_the_middle_puts_the_old_results_back(finished, monkeypatch):
     open_, out = finished
     out.mkdir()
     (out / "articles-00000.parquet").write_bytes(b"old")
-    rename = Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if self.name == "joined" and target == out:
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", failing)
+        patch.setattr(Path, "rename", failing_rename(out, "joined"))
         with pytest.raises(ConfigError, match="Input/output error"), open_(fresh=True) as staging:
             staging.place(out.parent / "errors.jsonl")
     assert (out / "articles-00000.parquet").read_bytes() == b"old"
@@ -675,18 +680,11 @@ def test_old_results_outlast_a_batch_without_articles(finished, monkeypatch):
     _, out = finished
     out.mkdir()
     (out / "articles-00000.parquet").write_bytes(b"old")
-    rename = Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if target == out:
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    with pytest.raises(ConfigError, match="Input/output error"), Staging(out, {}, [], fresh=True) as staging:
+    failed = pytest.raises(ConfigError, match="Input/output error")
+    with monkeypatch.context() as patch, failed, Staging(out, {}, [], fresh=True) as staging:
         join(staging)
-        monkeypatch.setattr(Path, "rename", failing)
+        patch.setattr(Path, "rename", failing_rename(out, "joined", "replaced"))
         staging.place(out.parent / "errors.jsonl")
-    monkeypatch.setattr(Path, "rename", rename)
     with Staging(out, {}, [], fresh=True):
         pass
     assert (out / "articles-00000.parquet").read_bytes() == b"old"

@@ -84,10 +84,12 @@ def best_tags(
 
 
 def decode_tags(
-    log_probs: npt.NDArray[np.float64], paragraphs: Sequence[tuple[int, int]], transitions: Transitions | None = None
+    log_probs: npt.NDArray[np.float64],
+    paragraphs: Sequence[tuple[int, int]],
+    allowed: npt.NDArray[np.bool_],
+    transitions: Transitions | None = None,
 ) -> list[Ints]:
     """The most probable tags [W] of each paragraph, out of log-probabilities [W, T] of all words; see `best_tags`."""
-    allowed = allowed_transitions(log_probs.shape[1])
     return [best_tags(log_probs[start:stop], allowed, transitions) for start, stop in paragraphs]
 
 
@@ -244,7 +246,7 @@ def decode_entities(
     log_probs = log_softmax(tag_logits)
     spans: list[Span] = []
     entities: list[Entity] = []
-    for (start, stop), tags in zip(paragraphs, decode_tags(log_probs, paragraphs, transitions), strict=True):
+    for (start, stop), tags in zip(paragraphs, decode_tags(log_probs, paragraphs, allowed, transitions), strict=True):
         part = log_probs[start:stop]
         surfaces = [text[a:b] for a, b in words[start:stop].tolist()]
         single, steps = (part, None) if transitions is None else chain_probabilities(part, allowed, transitions)

@@ -15,6 +15,7 @@ from rasid.decoding import (
     Floats,
     Ints,
     Span,
+    allowed_transitions,
     candidate_pairs,
     decode_entities,
     decode_relations,
@@ -202,7 +203,8 @@ class Extractor:
     def tags(self, reading: Reading) -> list[Ints]:
         """The tags [W] of each paragraph of a section; which entities `decode` finds depends on nothing else."""
         log_probs = log_softmax(self._biased(reading))
-        return decode_tags(log_probs, reading.section.paragraphs, self.settings.transitions)
+        allowed = allowed_transitions(len(self.ontology.tags))
+        return decode_tags(log_probs, reading.section.paragraphs, allowed, self.settings.transitions)
 
     def _biased(self, reading: Reading) -> Floats:
         return reading.tag_logits + np.array(self.settings.tag_bias, dtype=np.float32)

@@ -117,7 +117,7 @@ class Journal:
 
     def _begin(self, run: dict[str, Any], sources: Iterable[Source]) -> None:
         listed = self.folder / "listed.jsonl"
-        write_lines(listed, (json.dumps([str(s.path), s.id, s.problem]) + "\n" for s in sources))
+        write_lines(listed, (json.dumps(source.to_values()) + "\n" for source in sources))
         (self.folder / PROGRESS).unlink(missing_ok=True)  # from here on there is no journal until it is whole
         listed.replace(self.folder / SOURCES)
         for name in (ARTICLES, ERRORS):
@@ -156,8 +156,7 @@ class Journal:
             return
         with (self.folder / SOURCES).open(encoding="ascii") as lines:
             for line in lines:
-                path, id, problem = json.loads(line)
-                yield Source(Path(path), id, problem)
+                yield Source.from_values(*json.loads(line))
 
     def documents(self, read: Callable[[Source], Iterable[Document]]) -> Iterator[Document]:
         """The documents that are still to be done, in order.

@@ -65,7 +65,7 @@ def deal(sources: Iterable[Source]) -> Iterator[list[Source]]:
     share, size = list[Source](), 0
     for source in sources:
         share.append(source)
-        size += _size(source.path)
+        size += file_size(source.path)
         if len(share) == _SHARE_SOURCES or size >= _SHARE_BYTES:
             yield share
             share, size = [], 0
@@ -73,10 +73,11 @@ def deal(sources: Iterable[Source]) -> Iterator[list[Source]]:
         yield share
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none, which whoever is to read it will tell."""
     try:
         return path.stat().st_size
-    except OSError:  # whoever is to read it will tell
+    except OSError:
         return 0
 
 

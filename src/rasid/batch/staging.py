@@ -25,7 +25,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ValidationError
 
 from rasid.batch.outputs import check_same_run, hold, remove_output, sync, write_lines, write_output
-from rasid.batch.parts import JOINED, PARTS, FilePlan, Receipt, check_complete, deal, plan_files
+from rasid.batch.parts import JOINED, PARTS, FilePlan, Receipt, check_complete, deal, file_size, plan_files
 from rasid.batch.prediction import Summary
 from rasid.errors import ConfigError, RasidError
 from rasid.reading.sources import Source
@@ -95,7 +95,7 @@ class Staging:
             replaced.rename(self.out.resolve())
         check_place(self.out, fresh=fresh)
         listed = self.folder / "listed.jsonl"
-        shares = (json.dumps([(str(s.path), s.id, s.problem) for s in share]) + "\n" for share in deal(sources))
+        shares = (json.dumps([source.to_values() for source in share]) + "\n" for share in deal(sources))
         write_lines(listed, shares)
         (self.folder / RUN).unlink(missing_ok=True)  # from here on there is none until it is whole
         for path in self.folder.iterdir():
@@ -140,7 +140,7 @@ class Staging:
                     if planned:
                         raise
                     continue  # the machine stopped in the middle of it
-                if planned or not receipt.file or _size(self.folder / PARTS / receipt.file) == receipt.size:
+                if planned or not receipt.file or file_size(self.folder / PARTS / receipt.file) == receipt.size:
                     self._count(receipt)
                     yield line.removesuffix("\n") + "\n"
 
@@ -170,11 +170,7 @@ class Staging:
         with (self.folder / SHARES).open(encoding="ascii") as lines:
             for share, line in enumerate(lines):
                 if share not in last or len(done[share]) <= last[share]:
-                    yield (
-                        share,
-                        [Source(Path(path), id, problem) for path, id, problem in json.loads(line)],
-                        done[share],
-                    )
+                    yield share, [Source.from_values(*values) for values in json.loads(line)], done[share]
 
     def add(self, receipt: Receipt) -> None:
         """Take the receipt of a part that was left to do."""
@@ -299,10 +295,3 @@ def check_place(out: Path, *, fresh: bool) -> None:
 
 def _cannot_write(out: Path, error: OSError) -> ConfigError:
     return ConfigError(f"{out}: cannot be written: {error.strerror or error}")
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

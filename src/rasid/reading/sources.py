@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Literal, Self
 
 from rasid.errors import DataError
 
@@ -44,6 +44,15 @@ class Source:
     path: Path
     id: str
     problem: str | None = None
+
+    def to_values(self) -> tuple[str, str, str | None]:
+        """As JSON values; what is no UTF-8 in a path needs ASCII escapes, as `json.dumps` makes them."""
+        return str(self.path), self.id, self.problem
+
+    @classmethod
+    def from_values(cls, path: str, id: str, problem: str | None) -> Self:
+        """Inverse of `to_values`."""
+        return cls(Path(path), id, problem)
 
 
 @dataclass(frozen=True)

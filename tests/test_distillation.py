@@ -211,7 +211,7 @@ def test_student_learns_from_raw_text_alone(
         "training.head_learning_rate=3e-3",
     )
     nothing = Article(id="none", text="لا شيء يذكر هنا")
-    _, _, facts = fit(run, [nothing], articles)
+    _, _, facts, _ = fit(run, [nothing], articles)
     assert before.entity_f1 < 0.3
     assert facts["best"] > 0.8
     assert facts["windows"] == 1 + len({a.text for a in read_articles(toy["train"])})

@@ -87,6 +87,30 @@ def test_interrupted_run_goes_on_where_it_stopped(
     assert [e["epoch"] for e in parts[2]["epochs"]] == [1.0, 2.0]
 
 
+def test_the_best_epoch_may_be_one_before_an_interruption(
+    two_epochs: Configure, articles: dict[str, list[Article]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = [0.9, 0.5, 0.9]  # of the first epoch, of the second, and of the first again
+    seen: list[Weights] = []
+
+    def scripted(extractor: Extractor, *_: Any) -> DevScores:
+        seen.append(weights(extractor.backend.model))
+        score = scores[len(seen) - 1]
+        return DevScores(score, score, len(seen) / 10, {})
+
+    monkeypatch.setattr(training, "dev_scores", scripted)
+    with monkeypatch.context() as patch:
+        interrupt(patch)
+        with pytest.raises(KeyboardInterrupt):
+            fit(two_epochs("parts"), **articles)
+    model, _, facts, outcome = fit(two_epochs("parts"), **articles)
+    assert len(seen) == 3
+    assert equal(seen[2], seen[0])
+    assert equal(weights(model), seen[0])
+    assert facts["best"] == outcome.entity_f1 == 0.9
+    assert model.config.model_settings().relation_threshold == outcome.threshold == 0.3
+
+
 def test_run_refuses_what_another_config_left(
     two_epochs: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,18 +140,17 @@ def test_early_stopping_keeps_the_best(
         assert not model.training
         epoch = len(seen)
         seen.append(weights(model))
-        epoch = min(epoch, len(scores) - 1)  # the one after training is of the best model again
         return DevScores(scores[epoch], scores[epoch], thresholds[epoch], {"GOES": 0.25})
 
     monkeypatch.setattr(training, "dev_scores", scripted)
     config = configure_toy(tmp_path, "training.epochs=6", "training.patience=2")
-    model, _, facts = fit(config, **articles)
-    assert len(seen) == 6  # two after the best one, and the best one again
+    model, _, facts, outcome = fit(config, **articles)
+    assert len(seen) == 5  # two after the best one
+    assert outcome.f1 == {"entity_f1": 0.9, "relation_f1": 0.9}
     assert [e["mean_f1"] for e in facts["epochs"]] == scores[:5]
     assert equal(weights(model), seen[2])
     assert not equal(weights(model), seen[4])
-    assert equal(seen[5], seen[2])
-    assert model.config.model_settings().relation_threshold == thresholds[5]
+    assert model.config.model_settings().relation_threshold == thresholds[2]
     assert model.config.model_settings().relation_thresholds == {"GOES": 0.25}
     left = list((tmp_path / "checkpoints").iterdir())
     assert len(left) <= 2  # the best one and the last
@@ -266,7 +289,7 @@ def averaged(
             return DevScores(score, score, round(score / 2, 2), {"GOES": score})
 
         monkeypatch.setattr(training, "dev_scores", scripted)
-        model, _, facts = fit(configure_toy(tmp_path / "run", "training.patience=9", *overrides), **articles)
+        model, _, facts, _ = fit(configure_toy(tmp_path / "run", "training.patience=9", *overrides), **articles)
         assert len(seen) == len(scores)
         return model, facts, seen
 
@@ -283,12 +306,12 @@ def mean(several: list[Weights]) -> Weights:
 
 @pytest.mark.parametrize("epochs", [2, 3])
 def test_mean_of_the_last_epochs_if_it_is_better(epochs: int, averaged: Callable[..., Any]) -> None:
-    """Scores of three epochs, of the best one again, and of the mean."""
-    scores = [0.2, 0.5, 0.6, 0.6, 0.7]
+    """Scores of three epochs and of the mean."""
+    scores = [0.2, 0.5, 0.6, 0.7]
     model, facts, seen = averaged(scores, "training.epochs=3", f"training.average={epochs}")
-    assert close(seen[4], mean(seen[3 - epochs : 3]))
-    assert not close(seen[4], seen[2])
-    assert equal(weights(model), seen[4])
+    assert close(seen[3], mean(seen[3 - epochs : 3]))
+    assert not close(seen[3], seen[2])
+    assert equal(weights(model), seen[3])
     assert facts["best"] == 0.7
     assert model.config.model_settings().thresholds == (0.7,)
     assert model.config.model_settings().relation_threshold == 0.35
@@ -297,8 +320,8 @@ def test_mean_of_the_last_epochs_if_it_is_better(epochs: int, averaged: Callable
 
 @pytest.mark.parametrize("score", [0.6, 0.5])
 def test_mean_that_is_no_better_is_not_taken(score: float, averaged: Callable[..., Any]) -> None:
-    model, facts, seen = averaged([0.2, 0.5, 0.6, 0.6, score], "training.epochs=3", "training.average=2")
-    assert close(seen[4], mean(seen[1:3]))
+    model, facts, seen = averaged([0.2, 0.5, 0.6, score], "training.epochs=3", "training.average=2")
+    assert close(seen[3], mean(seen[1:3]))
     assert equal(weights(model), seen[2])
     assert facts["best"] == 0.6
     assert model.config.model_settings().thresholds == (0.6,)
@@ -306,7 +329,7 @@ def test_mean_that_is_no_better_is_not_taken(score: float, averaged: Callable[..
 
 
 def test_without_averaging_no_mean_is_tried(averaged: Callable[..., Any]) -> None:
-    model, _, seen = averaged([0.5, 0.6, 0.6], "training.epochs=2")
+    model, _, seen = averaged([0.5, 0.6], "training.epochs=2")
     assert equal(weights(model), seen[1])
 
 

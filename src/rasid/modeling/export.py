@@ -149,7 +149,12 @@ def _calibrate(path: Path, scores: DevScores) -> None:
 
 
 def export(
-    checkpoint: str | Path, folder: str | Path, dev: Sequence[Article], *, max_drop: float = 0.5
+    checkpoint: str | Path,
+    folder: str | Path,
+    dev: Sequence[Article],
+    *,
+    before: DevScores | None = None,
+    max_drop: float = 0.5,
 ) -> dict[str, Any]:
     """Export a torch checkpoint to a folder that `Extractor.load` reads; nothing is written unless the gate passes.
 
@@ -157,6 +162,7 @@ def export(
         checkpoint: Folder made by training.
         folder: Where to put `config.json`, `tokenizer.json` and the graphs. Other files in it are left alone.
         dev: Annotated articles of the gate.
+        before: What the checkpoint scores on them, if that is known already.
         max_drop: Most points of 100 that strict F1 of entities or of relations may lose.
 
     Returns:
@@ -171,8 +177,9 @@ def export(
     if not dev:
         raise DataError("no articles for the parity gate; give an annotated corpus with at least one")
     model = load_checkpoint(checkpoint).eval()
-    encoder = TextEncoder.load(checkpoint, model.config.model_settings().text)
-    before = dev_scores(torch_extractor(model, encoder), dev)
+    if before is None:
+        encoder = TextEncoder.load(checkpoint, model.config.model_settings().text)
+        before = dev_scores(torch_extractor(model, encoder), dev)
     target = Path(folder)
     with tempfile.TemporaryDirectory() as work:
         fp32, int8 = Path(work, "fp32"), Path(work, "int8")

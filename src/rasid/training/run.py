@@ -54,12 +54,14 @@ def run(config: RunConfig) -> Result:
     _check_disjoint(train, splits)
     _claim_output(config)
 
-    model, tokenizer, facts = fit(config, train, splits["dev"])
+    model, tokenizer, facts, scores = fit(config, train, splits["dev"])
     PartialState().wait_for_everyone()
     torch_folder, onnx_folder = config.output / TORCH_FOLDER, config.output / ONNX_FOLDER
     if PartialState().is_main_process:
         save_checkpoint(model, tokenizer, torch_folder)
-        facts["export"] = export(torch_folder, onnx_folder, splits["dev"], max_drop=config.export.max_drop)
+        facts["export"] = export(
+            torch_folder, onnx_folder, splits["dev"], before=scores, max_drop=config.export.max_drop
+        )
         extractor = Extractor.load(onnx_folder)
         results: dict[str, Evaluation] = {}
         for name, articles in splits.items():

@@ -52,6 +52,7 @@ class RasidTrainer(Trainer):  # type: ignore[misc]
         self.run_config = run
         self.dev = dev
         self.text_encoder = encoder
+        self.best: DevScores | None = None  # of the epochs since the start, or since the last interruption
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -110,6 +111,8 @@ class RasidTrainer(Trainer):  # type: ignore[misc]
         model.eval()
         scores = dev_scores(torch_extractor(model, self.text_encoder), self.dev)
         model.train(training)
+        if self.best is None or scores.mean_f1 > self.best.mean_f1:
+            self.best = scores
         numbers = scores.f1 | {BEST: scores.mean_f1}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
         self.log(metrics)
@@ -225,11 +228,12 @@ def last_checkpoint(folder: Path) -> str | None:
 
 def fit(
     run: RunConfig, train: Sequence[Article], dev: Sequence[Article]
-) -> tuple[RasidModel, PreTrainedTokenizerFast, dict[str, Any]]:
+) -> tuple[RasidModel, PreTrainedTokenizerFast, dict[str, Any], DevScores]:
     """Train, or go on where an interrupted run of the same output folder stopped.
 
     Returns:
-        The best model on dev, in evaluation mode; its tokenizer; and facts: scores per epoch, seconds and more.
+        The best model on dev, in evaluation mode; its tokenizer; facts: scores per epoch, seconds and more; and its
+        scores on dev.
 
     Raises:
         ConfigError, ModelError, DataError: as the parts do.
@@ -270,8 +274,9 @@ def fit(
         for entry in trainer.state.log_history
         if f"eval_{BEST}" in entry
     ]
-    model = trainer.model.eval()
-    scores = dev_scores(torch_extractor(model, encoder), dev)
+    model, scores = trainer.model.eval(), trainer.best
+    if scores is None or scores.mean_f1 != trainer.state.best_metric:  # the best epoch was before an interruption
+        scores = dev_scores(torch_extractor(model, encoder), dev)
     if run.training.average > 1:
         scores = _take_average(model, checkpoints, scores, encoder, dev)
     model.config.settings = scores.calibrate(settings).model_dump(mode="json")
@@ -283,7 +288,7 @@ def fit(
         "windows": len(dataset),
         "unpredictable": vars(unpredictable),
     }
-    return model, tokenizer, facts
+    return model, tokenizer, facts, scores
 
 
 def _take_average(

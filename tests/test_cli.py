@@ -278,6 +278,36 @@ def test_an_error_file_that_is_a_device_stays(folder):
     assert pipe.is_symlink() and Path("/dev/null").exists()
 
 
+@pytest.mark.parametrize("more", [("--errors", "/dev/stderr"), ()])
+def test_standard_output_by_name_is_added_to(folder, more):
+    (folder / "bad.txt").write_bytes(b"")
+    for name in ("out", "log"):
+        Path(name).write_text("old\n", encoding="utf-8")
+    with Path("out").open("ab") as out, Path("log").open("ab") as log:
+        command = [*SCRIPT, "predict", folder, "--out", "/dev/stdout", *more]
+        assert subprocess.run(command, stdout=out, stderr=log, check=False).returncode == 1
+    old, *lines = Path("out").read_text(encoding="utf-8").splitlines()
+    assert old == "old" and "\n".join(lines) + "\n" == call("predict", folder).stdout
+    old, error, *summary = Path("log").read_text(encoding="utf-8").splitlines()
+    assert old == "old" and json.loads(error)["id"] == "bad.txt"
+    assert "articles: 3" in "".join(summary)
+    assert sorted(names()) == ["log", "out"]
+
+
+def test_an_error_file_that_is_a_device_is_written_into(folder):
+    (folder / "bad.txt").write_bytes(b"")
+    assert call("predict", folder, "--out", "out.jsonl", "--errors", "/dev/null").exit_code == 1
+    assert Path("/dev/null").is_char_device()
+    with Path("log").open("wb") as log:  # not for appending: what is written there must not be written over
+        command = [*SCRIPT, "predict", folder, "--out", "again.jsonl", "--errors", "/dev/stderr"]
+        assert subprocess.run(command, stderr=log, check=False).returncode == 1
+    log = Path("log").read_text(encoding="utf-8")
+    assert [json.loads(line)["id"] for line in log.splitlines() if line.startswith("{")] == ["bad.txt"]
+    assert "articles: 3" in log
+    assert Path("again.jsonl").read_bytes() == Path("out.jsonl").read_bytes()
+    assert sorted(names()) == ["again.jsonl", "log", "out.jsonl"]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_links_to_output_files_keep_leading_to_them(folder, there):
     (folder / "bad.txt").write_bytes(b"")
@@ -328,7 +358,7 @@ def test_bad_standard_input(folder, data, reason):
         (["predict", "."], "no file of a known format in this folder or below"),
         (["predict", "IN", "--model", "nowhere"], "nowhere: no such model folder"),
         (["predict", "IN", "--model", "."], "no config.json in this folder"),
-        (["predict", "IN", "--out", "."], "cannot be written: Is a directory"),
+        (["predict", "IN", "--out", "."], ".: is a folder; give a file whose name ends in"),
         (["predict", "IN", "--out", "x.jsonl", "--errors", "x.jsonl"], "both the results and the errors"),
         (["predict", "IN", "--out", "IN/a.txt"], "unknown suffix .txt"),
         (["predict", "IN/a.txt", "--errors", "IN/a.txt"], "is itself one of the articles to read"),

@@ -28,6 +28,7 @@ from rasid.batch.outputs import (
     check_same_run,
     guess_format,
     hold,
+    is_device,
     remove_output,
     replace_output,
     write_lines,
@@ -231,10 +232,13 @@ class Journal:
             self._place(
                 self.articles, out, form, lambda staged: write_output(self.articles, staged, form, append, old=out)
             )
-            if self.summary.failed:
+            if not self.summary.failed:
+                if not append:
+                    remove_output(errors)
+            elif not is_device(errors):
                 self._place(self.errors, errors, "jsonl", lambda staged: self._make_errors(staged, errors, append))
-            elif not append:
-                remove_output(errors)
+            elif self.errors.exists():
+                write_output(self.errors, errors, "jsonl")
             for name in (ERRORS, SOURCES, LOCK, PROGRESS):
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
@@ -16,6 +16,7 @@ from rasid.errors import ConfigError
 OutputFormat = Literal["jsonl", "parquet", "duckdb"]
 SUFFIXES: dict[str, OutputFormat] = {".jsonl": "jsonl", ".parquet": "parquet", ".duckdb": "duckdb", ".db": "duckdb"}
 _DEVICES = (Path("/dev"), Path("/dev/fd"))
+_STANDARD = {Path("/dev/stdout"): 1, Path("/dev/stderr"): 2}
 
 
 def guess_format(path: Path) -> OutputFormat:
@@ -27,8 +28,10 @@ def guess_format(path: Path) -> OutputFormat:
     if path.suffix.lower() in SUFFIXES:
         return SUFFIXES[path.suffix.lower()]
     with _reporting(path):
-        if _is_stream(path):
+        if is_device(path):
             return "jsonl"
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give a file whose name ends in one of {', '.join(SUFFIXES)}")
     found = f"unknown suffix {path.suffix}" if path.suffix else "no suffix"
     raise ConfigError(f"{path}: {found}; give a name that ends in one of {', '.join(SUFFIXES)}")
 
@@ -69,7 +72,7 @@ def write_output(
     """
     with _reporting(target):
         if _takes_stream(target, format):
-            with target.open("ab") as out, records.open("rb") as lines:  # "ab" spares what `>> file` leads to
+            with open_device(target) as out, records.open("rb") as lines:
                 shutil.copyfileobj(lines, out)
             return
         place = target.resolve()
@@ -137,18 +140,26 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def remove_output(target: Path) -> None:
-    """Take away what an earlier run left there, if anything; a device such as /dev/null stays."""
-    if target.is_file():
+    """Take away what an earlier run left there, if anything; a device or a pipe stays, whatever it leads to."""
+    if target.is_file() and not is_device(target):
         target.unlink()
 
 
-def _is_stream(target: Path) -> bool:
+def is_device(target: Path) -> bool:
+    """Whether it is a device or a pipe, such as /dev/stdout, that is written into and never replaced or removed."""
     return target.parent in _DEVICES or (target.exists() and not target.is_file() and not target.is_dir())
+
+
+def open_device(target: Path) -> BinaryIO:
+    """A device or a pipe, open for writing; what a redirection such as `>> file` leads to keeps what it holds."""
+    if (descriptor := _STANDARD.get(target)) is not None:  # opened anew, a file would be written from its start
+        return os.fdopen(os.dup(descriptor), "wb")
+    return target.open("ab")
 
 
 def _takes_stream(target: Path, format: OutputFormat) -> bool:
     """Whether to write into the target as it is, instead of replacing it."""
-    if not _is_stream(target):
+    if not is_device(target):
         return False
     if format != "jsonl":
         raise ConfigError(f"{target}: a device or a pipe takes jsonl only, not {format}; give the path of a file")

@@ -10,7 +10,7 @@ from typing import IO, TextIO
 import typer
 
 from rasid.batch.journal import Journal
-from rasid.batch.outputs import remove_output
+from rasid.batch.outputs import is_device, open_device, remove_output
 from rasid.batch.prediction import Outcome, Summary
 from rasid.batch.progress import INTERRUPTED, print_interrupted, print_resumed, print_summary, progress_bar
 from rasid.errors import ConfigError
@@ -56,7 +56,7 @@ def _writer(path: Path | None, standard: TextIO) -> Iterator[IO[bytes]]:
         yield standard.buffer
         return
     try:
-        file = path.open("wb")
+        file = open_device(path) if is_device(path) else path.open("wb")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}; give another file") from error
     with file:

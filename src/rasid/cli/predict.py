@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from rasid.batch.journal import SUFFIX, Journal
-from rasid.batch.outputs import check_output, guess_format
+from rasid.batch.outputs import check_output, guess_format, is_device
 from rasid.batch.prediction import predict as run
 from rasid.batch.progress import print_summary
 from rasid.batch.staging import staging_of
@@ -88,10 +88,11 @@ def predict(
     if standard and len(inputs) > 1:
         raise ConfigError("- (standard input) goes alone; give either - or paths")
     options = ReadOptions(text_field, id_field, max_bytes, _format(input_format))
-    errors = errors or (out.parent / "errors.jsonl" if out else None)
+    if out is not None and not is_device(out):
+        errors = errors or out.parent / "errors.jsonl"
+        if out.resolve() == errors.resolve():
+            raise ConfigError(f"{out}: is to take both the results and the errors; give --errors another file")
     out, errors = _follow(out), _follow(errors)
-    if out is not None and errors is not None and out.resolve() == errors.resolve():
-        raise ConfigError(f"{out}: is to take both the results and the errors; give --errors another file")
     if threads is not None and processes > 1:
         raise ConfigError("--threads: each of several --processes has one; give one of the two")
     if engine is Engine.RAY:
@@ -110,7 +111,7 @@ def predict(
     else:
         with Workers(folder, processes, max_seconds) if processes > 1 else nullcontext() as workers:
             read = partial(run, extractor, max_seconds=max_seconds, workers=workers)
-            if out is None or _is_device(out):
+            if out is None or is_device(out):
                 if errors is not None and errors.is_file():
                     sources = iter(list(sources))  # one of them may be the error file, which is opened at once
                 summary = local_cli.stream(read, sources, options, out, errors)
@@ -134,11 +135,7 @@ def _format(name: str | None) -> Format | None:
 
 def _follow(path: Path | None) -> Path | None:
     """Where a link to a file leads, so that the file is replaced and not the link."""
-    return path.resolve() if path is not None and path.is_symlink() and not _is_device(path) else path
-
-
-def _is_device(path: Path) -> bool:
-    return path.exists() and not path.is_file()
+    return path.resolve() if path is not None and path.is_symlink() and not is_device(path) else path
 
 
 def _describe(
@@ -153,7 +150,7 @@ def _describe(
         "glob": glob,
         "options": str(options),
         "append": append,
-        "errors": printable(str(errors.resolve())),  # another one could be an article
+        "errors": printable(str(errors.parent.resolve() / errors.name)),  # another one could be an article
     }
 
 

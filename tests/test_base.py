@@ -308,6 +308,8 @@ def test_other_files_are_not_overwritten(checkpoint: Path, tmp_path: Path) -> No
     (tmp_path / "base.json").write_text("{}")
     with pytest.raises(ModelError, match=r"base\.json: source: Field required"):
         make_compact(tmp_path, source=str(checkpoint))
+    with pytest.raises(ModelError, match=r"mine\.txt/base: cannot be made: .*; give another folder"):
+        make_compact(tmp_path / "mine.txt" / "base", source=str(checkpoint))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -308,6 +308,26 @@ def test_an_error_file_that_is_a_device_is_written_into(folder):
     assert sorted(names()) == ["again.jsonl", "log", "out.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("args", "place"),
+    [
+        (["predict", "IN"], "standard output: cannot be written: "),
+        (["predict", "IN", "--out", "/dev/full"], "/dev/full: cannot be written: "),
+        (["predict", "IN/bad.txt", "--errors", "/dev/full"], "/dev/full: cannot be written: "),
+        (["data", "check", "GOLD"], ""),
+    ],
+)
+def test_a_full_disk_is_told(folder, args, place):
+    (folder / "bad.txt").write_bytes(b"")
+    Path("gold.jsonl").write_text('{"id": "a", "text": "x"}\n', encoding="utf-8")
+    command = [*SCRIPT, *(a.replace("IN", str(folder)).replace("GOLD", "gold.jsonl") for a in args)]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error {place}No space left on device; ")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_links_to_output_files_keep_leading_to_them(folder, there):
     (folder / "bad.txt").write_bytes(b"")

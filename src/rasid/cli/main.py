@@ -1,5 +1,6 @@
 """The command line. It owns the output and the log handlers; every command is a thin call of the library."""
 
+import errno
 import logging
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from rasid.cli import predict as predict_cli
 from rasid.errors import ConfigError, RasidError
 
 USAGE_ERROR = 2
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Of a disk that takes no more, which may come up wherever something is written."""
 
 
 class _Group(typer.core.TyperGroup):
@@ -26,8 +29,14 @@ class _Group(typer.core.TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except RasidError as error:
-            stderr.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        except (RasidError, OSError) as error:
+            told = str(error)
+            if isinstance(error, OSError):
+                if error.errno not in DISK_ERRORS:
+                    raise
+                where = f"{error.filename}: " if error.filename else ""
+                told = f"{where}{error.strerror}; make room there or choose another place"
+            stderr.print(f"[bold red]error[/] {escape(told)}", soft_wrap=True, highlight=False)
             raise typer.Exit(USAGE_ERROR) from error
 
 

@@ -163,6 +163,28 @@ def test_output_inside_of_the_folder_that_is_read(folder):
     assert len(list(read_articles(folder / "out.jsonl"))) == 3
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.duckdb"])
+def test_results_stay_where_no_article_is_read(folder, name):
+    assert call("predict", folder, "--out", name).exit_code == 0
+    before = Path(name).read_bytes()
+    (folder / "bad.txt").write_bytes(b"")
+    for wrong in ("gone", folder / "bad.txt"):
+        result = call("predict", wrong, "--out", name)
+        assert result.exit_code == 1
+        assert f"results: {name} has nothing new, since no article was read" in result.stderr
+        assert Path(name).read_bytes() == before
+        assert sorted(names()) == sorted(["errors.jsonl", name])
+
+
+def test_files_of_other_formats_are_counted(folder):
+    for name in ("a.pdf", "b.PDF", "sub/c.docx", "README"):
+        (folder / name).write_bytes(b"x")
+    result = call("predict", folder)
+    assert result.exit_code == 0 and len(records(result.stdout)) == 3
+    assert result.stderr.endswith("4 files of other formats left out: .pdf 2, without suffix 1, .docx 1\n")
+    assert "left out" not in call("predict", folder, "--glob", "*.txt").stderr
+
+
 def test_interrupted_by_the_user(folder, monkeypatch):
     whole = call("predict", folder, "--out", "whole.jsonl")
     assert whole.exit_code == 0

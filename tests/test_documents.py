@@ -189,7 +189,8 @@ def test_a_record_without_the_field_is_its_own_problem(tmp_path):
     [
         (None, "empty: field «text» holds no text"),
         (" \n", "empty: holds no text"),
-        (["a"], "field «text» holds no text but list ['a']; see --text-field"),
+        (["a"], "field «text» holds no text but records or values within it; make a line of JSON of each"),
+        ({"a": "b"}, "field «text» holds no text but records or values within it; make a line of JSON of each"),
         (7, "field «text» holds no text but int 7"),
     ],
 )
@@ -199,12 +200,29 @@ def test_values_that_are_no_text(tmp_path, value, message):
     assert message in (found[0].problem or "")
 
 
-def test_scalar_fields_go_into_meta_as_they_are(tmp_path):
-    record = {"text": TEXT, "n": 1, "score": 0.5, "none": None, "true": False, "tags": ["a"], "by": {"a": 1}, "": "x"}
-    (found,) = read(write(tmp_path / "a.jsonl", lines([record]) + "\n"))
-    assert found.meta == {"n": 1, "score": 0.5, "true": False, "": "x"}
+def test_other_fields_go_into_meta_as_they_are(tmp_path):
+    kept = {"n": 1, "score": 0.5, "true": False, "tags": ["a", None], "by": {"a": [{"b": 1}]}, "": "x"}
+    (found,) = read(write(tmp_path / "a.jsonl", lines([{"text": TEXT, "none": None} | kept]) + "\n"))
+    assert found.meta == kept
     (found,) = read(write(tmp_path / "b.jsonl", '{"text": "قسد", "a": NaN, "b": Infinity, "encoding": "mine"}'))
     assert found.meta == {"encoding": "mine"}
+
+
+def test_our_own_records_are_read_again(tmp_path):
+    record = {"id": "x", "text": TEXT, "meta": {"date": "2024-05-01"}, "entities": [{"id": "T1"}], "relations": []}
+    (found,) = read(write(tmp_path / "a.jsonl", lines([record])))
+    assert (found.id, found.text, found.meta) == ("x", TEXT, {"date": "2024-05-01"})
+    (found,) = read(write(tmp_path / "b.jsonl", lines([{"text": TEXT, "meta": "word", "entities": 3}])))
+    assert found.meta == {"meta": "word", "entities": 3}
+
+
+def test_what_is_deep_in_a_record_is_checked_too(tmp_path):
+    deep = '{"a": ' * 900 + "1" + "}" * 900
+    records = ['{"text": "قسد", "by": {"name": ["\\ud800"]}}', f'{{"text": "قسد", "by": {deep}}}', '{"text": "قسد"}']
+    found = read(write(tmp_path / "a.jsonl", "\n".join(records)))
+    assert texts(found) == [None, None, "قسد"]
+    assert "surrogate" in (found[0].problem or "")
+    assert "nested too deeply" in (found[1].problem or "")
 
 
 def test_types_of_parquet(tmp_path):

@@ -186,6 +186,18 @@ def test_a_header_of_names_between_quotes_and_spaces():
     assert csv_rows('\n\n" id ","te""xt"\n1,"a;b"\n') == [Row(1, {"id": "1", 'te"xt': "a;b"})]
 
 
+def test_the_delimiter_may_be_told():
+    for told in ("sep=;\n", "sep=;\r\n"):
+        assert csv_rows(f"{told}text;a,b,c\nx;1\n") == [Row(1, {"text": "x", "a,b,c": "1"})]
+    assert csv_rows("sep=;\n") == []
+
+
+def test_two_columns_of_one_name():
+    _, error = rows(read_csv, "id,text,text\n1,a,b\n", list)
+    assert str(error) == "two columns are called «text»; give one of them another name"
+    assert csv_rows("text,,\na,,\n") == [Row(1, {"text": "a", "": ""})]  # as tables with empty columns have it
+
+
 def test_a_header_that_is_none():
     for text in ('"never closed', "x" * 2000):
         found, error = rows(read_csv, text, list)

@@ -36,6 +36,7 @@ def problems(*paths: Path, glob: str | None = None) -> dict[str, str | None]:
         ("a.b.JsonL.GZ", ("jsonl", "gz")),
         ("a.ndjson.zst", ("jsonl", "zst")),
         ("a.parquet", ("parquet", None)),
+        ("a.TSV", ("csv", None)),
         ("a.gz", (None, "gz")),
         ("a.txt.bz2", (None, None)),
         ("a.gz.txt", ("txt", None)),

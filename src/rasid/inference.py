@@ -210,7 +210,13 @@ class Extractor:
         return reading.tag_logits + np.array(self.settings.tag_bias, dtype=np.float32)
 
     def pipe(self, texts: Iterable[str]) -> Iterator[Article]:
-        """One article per text, in order, several at once on as many threads; ids are empty."""
+        """One article per text, in order, several at once on as many threads; ids are empty.
+
+        Raises:
+            TypeError: for a single text, which would be read letter by letter.
+        """
+        if isinstance(texts, str):
+            raise TypeError("pipe takes several texts; call the extractor itself for one")
         return ordered_map(self, texts, self.threads)
 
     def relate(self, article: Article) -> Article:

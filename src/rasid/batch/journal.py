@@ -218,7 +218,7 @@ class Journal:
         """Put records and errors where the user wants them, each at once and exactly once, and take the journal away.
 
         Args:
-            out: Gets the records, in the format of its suffix.
+            out: Gets the records, in the format of its suffix; what it holds stays where there are none.
             errors: Gets the errors; where there are none, no such file is written, and an earlier one goes.
             append: Keep what the two hold already.
 
@@ -229,9 +229,10 @@ class Journal:
         self.close()
         try:
             form = guess_format(out)
-            self._place(
-                self.articles, out, form, lambda staged: write_output(self.articles, staged, form, append, old=out)
-            )
+            if self.summary.articles or not out.exists():  # nothing takes the place of no results
+                self._place(
+                    self.articles, out, form, lambda staged: write_output(self.articles, staged, form, append, old=out)
+                )
             if not self.summary.failed:
                 if not append:
                     remove_output(errors)
@@ -239,7 +240,7 @@ class Journal:
                 self._place(self.errors, errors, "jsonl", lambda staged: self._make_errors(staged, errors, append))
             elif self.errors.exists():
                 write_output(self.errors, errors, "jsonl")
-            for name in (ERRORS, SOURCES, LOCK, PROGRESS):
+            for name in (ARTICLES, ERRORS, SOURCES, LOCK, PROGRESS):
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()
         except OSError as error:

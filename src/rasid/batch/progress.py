@@ -41,18 +41,32 @@ def print_interrupted(folder: Path | None, *, fresh: bool) -> None:
 
 def print_summary(summary: Summary, out: Path | None, errors: Path | None) -> None:
     """Counts, speed and where the results are; `out` is None where they are nowhere yet, or on standard output."""
-
-    def line(counts: dict[str, int]) -> str:
-        return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
-
     rate = summary.articles / summary.seconds if summary.seconds else 0.0
     stderr.print(
         f"articles: {summary.articles:,} in {summary.seconds:.1f} s ({rate:,.1f} per second)",
         highlight=False,
     )
-    stderr.print(f"{summary.entities.total():,} entities: {line(summary.entities)}", soft_wrap=True, highlight=False)
-    stderr.print(f"{summary.relations.total():,} relations: {line(summary.relations)}", soft_wrap=True, highlight=False)
+    stderr.print(f"{summary.entities.total():,} entities: {_line(summary.entities)}", soft_wrap=True, highlight=False)
+    stderr.print(
+        f"{summary.relations.total():,} relations: {_line(summary.relations)}", soft_wrap=True, highlight=False
+    )
     if out:
-        stderr.print(f"results: {out}", soft_wrap=True, highlight=False)
+        told = "" if summary.articles else " has nothing new, since no article was read"
+        stderr.print(f"results: {out}{told}", soft_wrap=True, highlight=False)
     if summary.failed:
         stderr.print(f"[red]{summary.failed:,} not read[/], see {errors or 'above'}", soft_wrap=True, highlight=False)
+
+
+def print_skipped(skipped: dict[str, int]) -> None:
+    """How many files of folders are of no format that is read, by suffix."""
+    if skipped:
+        named = {suffix or "without suffix": n for suffix, n in skipped.items()}
+        stderr.print(
+            f"{sum(skipped.values()):,} files of other formats left out: {_line(named)}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def _line(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items(), key=lambda item: -item[1]))

@@ -140,7 +140,7 @@ def countries(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model folder, exported or torch.")],
+    model: Annotated[Path, typer.Argument(help="Model folder, exported or torch, or the name of a shipped one.")],
     data: Annotated[Path, typer.Argument(help="Annotated articles, JSONL.")],
     report: Annotated[Path | None, typer.Option(help="Folder for the full report.")] = None,
     ontology: Annotated[Path | None, typer.Option(help="YAML file; the model's own by default.")] = None,
@@ -149,8 +149,9 @@ def evaluate(
     from rasid.records import read_articles
     from rasid.schema import Ontology
     from rasid.scoring.evaluation import evaluate as run
-    from rasid.settings import ENCODER_FILE, read_config
+    from rasid.settings import ENCODER_FILE, find_model, read_config
 
+    model = find_model(model)
     read_config(model)
     if (model / ENCODER_FILE).is_file():
         from rasid.inference import Extractor

@@ -1,5 +1,6 @@
 """`rasid predict`: articles of any common form in, records out."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from enum import StrEnum
@@ -14,7 +15,7 @@ import typer
 from rasid.batch.journal import SUFFIX, Journal
 from rasid.batch.outputs import check_output, guess_format, is_device
 from rasid.batch.prediction import predict as run
-from rasid.batch.progress import print_summary
+from rasid.batch.progress import print_skipped, print_summary
 from rasid.batch.staging import staging_of
 from rasid.batch.workers import Workers
 from rasid.cli import cluster as cluster_cli
@@ -101,7 +102,8 @@ def predict(
         raise ConfigError("--address: is for a cluster; give --engine ray too")
     folder = find_model(model)
     extractor = Extractor.load(folder, threads=threads)
-    sources = _sources(inputs, glob, out, errors)
+    skipped = Counter[str]()
+    sources = _sources(inputs, glob, out, errors, skipped)
     if engine is Engine.RAY:
         assert out is not None and errors is not None, "was checked"
         what = _describe(folder, inputs, glob, options, append, errors)
@@ -120,9 +122,10 @@ def predict(
                 assert errors is not None, "there is an error file wherever there is an output"
                 what = _describe(folder, inputs, glob, options, append, errors)
                 with Journal(_journal_of(out), what, sources, fresh=fresh or standard) as journal:
-                    summary = local_cli.journalled(read, journal, options, fresh=fresh)
+                    summary = local_cli.journalled(read, journal, options, fresh=fresh or standard)
                     journal.place(out, errors, append=append)
     print_summary(summary, out, errors)
+    print_skipped(skipped)
     if summary.failed:
         raise typer.Exit(1)
 
@@ -166,7 +169,9 @@ def _journal_of(out: Path) -> Path:
     return out.parent / f"{out.name}{SUFFIX}"
 
 
-def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Path | None) -> Iterator[Source]:
+def _sources(
+    inputs: list[Path], glob: str | None, out: Path | None, errors: Path | None, skipped: Counter[str]
+) -> Iterator[Source]:
     """What is to be read, without a journal, a folder of results or a new file of our own.
 
     Raises:
@@ -178,7 +183,7 @@ def _sources(inputs: list[Path], glob: str | None, out: Path | None, errors: Pat
 
     def checked() -> Iterator[Source]:
         empty = True
-        for source in find_sources(inputs, glob):
+        for source in find_sources(inputs, glob, skipped=skipped):
             place = source.path.resolve()
             if place in old:
                 raise ConfigError(

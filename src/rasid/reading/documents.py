@@ -1,6 +1,7 @@
 """Files to texts: a document for each article and for each thing that is wrong, whatever the format."""
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,9 @@ ID_FIELDS = (
 )
 """Names, in lower case, of fields that are taken to hold the id: the first of them that does in a record."""
 
+OWN_FIELDS = ("entities", "relations")
+"""Lists that a record of Rasid's own has beside its text, and that reading it again gives anew."""
+
 _NAMES_SHOWN = 20
 
 
@@ -81,8 +85,8 @@ class Document:
         text: The text that its record carries and its offsets count in.
         problem: Why there is no text.
         page: What `with_text` is to find the text in.
-        meta: What else is known: the other scalar fields of a record, or the title and date of a page; and the
-            `encoding` that its bytes were taken to be in, unless it is UTF-8.
+        meta: What else is known: the other fields of a record, those of its own `meta` among them, or the title and
+            date of a page; and the `encoding` that its bytes were taken to be in, unless it is UTF-8.
     """
 
     source: str
@@ -214,11 +218,18 @@ def _document(row: Row, source: Source, where: str, options: ReadOptions, encodi
                 id = given
                 del record[name]
                 break
-        meta = {name: kept for name, value in record.items() if (kept := _as_scalar(value)) is not None}
-        for value in (text, id, *meta, *meta.values()):
+        for name in OWN_FIELDS:
+            if isinstance(record.get(name), list):
+                del record[name]
+        if isinstance(own := record.get("meta"), dict):
+            record = {name: value for name, value in record.items() if name != "meta"} | own
+        meta = {name: kept for name, value in record.items() if (kept := _as_json(value)) is not None}
+        for value in (text, id, json.dumps(meta, ensure_ascii=False)):
             _check_unicode(value, encoding)
         if len(text.encode()) > options.max_bytes:
             raise too_long(options.max_bytes)
+    except RecursionError:
+        return Document(where, printable(id), None, "its fields are nested too deeply")
     except DataError as error:
         return Document(where, printable(id), None, printable(str(error)))
     return Document(where, id, text, meta=_encoding_meta(encoding) | meta)
@@ -248,6 +259,10 @@ def _as_text(value: Any, name: str, encoding: str) -> tuple[str, str]:
         return decode(value)
     if value is None:
         raise DataError(f"empty: field «{name}» holds no text")
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"field «{name}» holds no text but records or values within it; make a line of JSON of each of them first"
+        )
     if not isinstance(value, str):
         raise DataError(f"field «{name}» holds no text but {type(value).__name__} {str(value)[:40]}; see --text-field")
     check_filled(value)
@@ -261,8 +276,12 @@ def _as_id(value: Any) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
-def _as_scalar(value: Any) -> str | int | float | bool | None:
-    """A value that JSON has; None for what is missing, a list or a structure."""
+def _as_json(value: Any) -> Any:
+    """A value that JSON has; None for what is missing or has no such form."""
+    if isinstance(value, dict):
+        return {str(name): _as_json(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_as_json(part) for part in value]
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -272,10 +291,10 @@ def _as_scalar(value: Any) -> str | int | float | bool | None:
     return None
 
 
-def _check_unicode(value: Any, encoding: str) -> None:
+def _check_unicode(value: str, encoding: str) -> None:
     """Raises DataError if a string holds a lone surrogate, which no encoding can write."""
     try:
-        str(value).encode()
+        value.encode()
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         if 0xDC80 <= code <= 0xDCFF:  # what a stream of text gives for a byte that it cannot decode

@@ -96,13 +96,18 @@ def read_csv(text: TextIO, limit: int, check_columns: CheckColumns) -> Iterator[
     first = next((line for line in lines if line.strip()), None)
     if first is None:
         return
-    delimiter = max(_DELIMITERS, key=lambda d: len(next(csv.reader([first], delimiter=d))))
+    if told := re.fullmatch(r"sep=(.)\s*", first):  # how Excel is told the delimiter
+        delimiter, first = told[1], next(lines, "")
+    else:
+        delimiter = max(_DELIMITERS, key=lambda d: len(next(csv.reader([first], delimiter=d))))
     rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     try:
         columns = [name.strip() for name in next(rows)]
     except csv.Error as error:
         raise DataError(f"no CSV header in the first line: {error}") from error
     check_columns(columns)
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise DataError(f"two columns are called «{twice}»; give one of them another name")
     number = 0
     while True:
         lines.begin()

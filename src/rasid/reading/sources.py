@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,6 +22,7 @@ FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
 }
 """The format that a suffix, in any case, stands for."""
@@ -74,7 +76,9 @@ def formats_of(name: str) -> tuple[Format | None, Compression | None]:
     return FORMATS.get(suffixes[-1]) if suffixes else None, compression
 
 
-def find_sources(paths: Iterable[Path], glob: str | None = None) -> Iterator[Source]:
+def find_sources(
+    paths: Iterable[Path], glob: str | None = None, *, skipped: Counter[str] | None = None
+) -> Iterator[Source]:
     """The files given, whatever their names, and those of a known format in the folders given and below them.
 
     They come as they are found, each folder's entries sorted by the bytes of their names. Links are followed, but a
@@ -85,6 +89,7 @@ def find_sources(paths: Iterable[Path], glob: str | None = None) -> Iterator[Sou
         paths: Files, pipes, folders or `-` for standard input.
         glob: Which files of folders to take. Without a slash it is compared with their names, else with their paths
             from the folder given, where `**` stands for any number of folders.
+        skipped: Counts the files in folders that are left out since their suffix, the key, is of no known format.
 
     Yields:
         Sources whose ids are paths from the folder given, or the name of the file given; where there are several
@@ -94,7 +99,7 @@ def find_sources(paths: Iterable[Path], glob: str | None = None) -> Iterator[Sou
         DataError: on coming to a folder that holds no file to read.
     """
     paths = list(paths)
-    finder = _Finder(glob)
+    finder = _Finder(glob, Counter() if skipped is None else skipped)
     for path in paths:
         for found, problem in finder.find(path):
             short = found.name if found == path else found.relative_to(path).as_posix()
@@ -105,8 +110,9 @@ def find_sources(paths: Iterable[Path], glob: str | None = None) -> Iterator[Sou
 class _Finder:
     """The walk through the inputs; it remembers which files it came to."""
 
-    def __init__(self, glob: str | None) -> None:
+    def __init__(self, glob: str | None, skipped: Counter[str]) -> None:
         self._glob = glob
+        self._skipped = skipped
         self._pattern = glob.split("/") if glob else ["*"]
         self._by_name = len(self._pattern) == 1
         self._seen: set[int] = set()
@@ -170,9 +176,12 @@ class _Finder:
                 yield path, os.path.realpath(path) if is_link else place, problem
 
     def _is_wanted(self, path: Path, top: Path) -> bool:
-        if formats_of(path.name)[0] is None:
+        if not _matches((path.name,) if self._by_name else path.relative_to(top).parts, self._pattern):
             return False
-        return _matches((path.name,) if self._by_name else path.relative_to(top).parts, self._pattern)
+        known = formats_of(path.name)[0] is not None
+        if not known:
+            self._skipped[path.suffix.lower()] += 1
+        return known
 
 
 def _enter(path: Path, real: str, above: _Folder | None) -> _Folder | None:

@@ -590,7 +590,8 @@ def test_results_are_no_articles(folder):
     for place in (out / "articles-00000.parquet", staging_of(out) / "parts" / "x.parquet"):
         place.parent.mkdir(parents=True)
         place.write_bytes(b"rows")
-    assert [s.id for s in _sources([folder], None, out, None)] == ["a.txt", "dump.jsonl", "empty.txt", "page.html"]
+    sources = _sources([folder], None, out, None, Counter())
+    assert [s.id for s in sources] == ["a.txt", "dump.jsonl", "empty.txt", "page.html"]
 
 
 def test_results_are_not_replaced_by_nothing(tmp_path):

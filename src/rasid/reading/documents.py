@@ -56,6 +56,7 @@ OWN_FIELDS = ("entities", "relations")
 """Lists that a record of Rasid's own has beside its text, and that reading it again gives anew."""
 
 _NAMES_SHOWN = 20
+_DEEPEST = 100  # levels in a field; some readers of JSON take no more than 200
 
 
 @dataclass(frozen=True)
@@ -276,12 +277,14 @@ def _as_id(value: Any) -> str:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: Any, depth: int = 0) -> Any:
     """A value that JSON has; None for what is missing or has no such form."""
+    if depth > _DEEPEST:
+        raise RecursionError
     if isinstance(value, dict):
-        return {str(name): _as_json(part) for name, part in value.items()}
+        return {str(name): _as_json(part, depth + 1) for name, part in value.items()}
     if isinstance(value, list):
-        return [_as_json(part) for part in value]
+        return [_as_json(part, depth + 1) for part in value]
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, Decimal):

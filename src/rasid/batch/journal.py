@@ -233,13 +233,10 @@ class Journal:
                 self._place(
                     self.articles, out, form, lambda staged: write_output(self.articles, staged, form, append, old=out)
                 )
-            if not self.summary.failed:
-                if not append:
-                    remove_output(errors)
-            elif not is_device(errors):
+            if self.summary.failed:
                 self._place(self.errors, errors, "jsonl", lambda staged: self._make_errors(staged, errors, append))
-            elif self.errors.exists():
-                write_output(self.errors, errors, "jsonl")
+            elif not append:
+                remove_output(errors)
             for name in (ARTICLES, ERRORS, SOURCES, LOCK, PROGRESS):
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()
@@ -247,11 +244,17 @@ class Journal:
             raise self._cannot_write(out, error) from error
 
     def _place(self, source: Path, target: Path, form: OutputFormat, make: Callable[[Path], None]) -> None:
-        """Make the target's file in the journal and move it. `source` is there until that file is whole."""
+        """Make the target's file in the journal and move it; a device is written into instead.
+
+        `source` is there until that file is whole.
+        """
         staged = self.folder / f"staged-{target.name}"
         if source.exists():
-            staged.unlink(missing_ok=True)
-            make(staged)
+            if is_device(target):
+                write_output(source, target, form)
+            else:
+                staged.unlink(missing_ok=True)
+                make(staged)
             source.unlink()
         if staged.exists():
             replace_output(staged, target, form)

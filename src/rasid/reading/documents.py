@@ -229,8 +229,6 @@ def _document(row: Row, source: Source, where: str, options: ReadOptions, encodi
             _check_unicode(value, encoding)
         if len(text.encode()) > options.max_bytes:
             raise too_long(options.max_bytes)
-    except RecursionError:
-        return Document(where, printable(id), None, "its fields are nested too deeply")
     except DataError as error:
         return Document(where, printable(id), None, printable(str(error)))
     return Document(where, id, text, meta=_encoding_meta(encoding) | meta)
@@ -278,9 +276,13 @@ def _as_id(value: Any) -> str:
 
 
 def _as_json(value: Any, depth: int = 0) -> Any:
-    """A value that JSON has; None for what is missing or has no such form."""
+    """A value that JSON has; None for what is missing or has no such form.
+
+    Raises:
+        DataError: if it is nested too deeply.
+    """
     if depth > _DEEPEST:
-        raise RecursionError
+        raise DataError("its fields are nested too deeply")
     if isinstance(value, dict):
         return {str(name): _as_json(part, depth + 1) for name, part in value.items()}
     if isinstance(value, list):
